@@ -1,0 +1,219 @@
+//! The engine contract: a bundle with nothing left to decide goes in, a running instance comes out.
+//!
+//! ```text
+//! spec ──decide──▶ decision ──prepare──▶ bundle ──Engine::start──▶ instance ──wait──▶ exit status
+//! ```
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::capability::Capabilities;
+use crate::host::EngineReport;
+use crate::name::Id;
+use crate::process::ExitStatus;
+use crate::spec::{Resources, Seccomp};
+use crate::units::Bytes;
+
+/// Builds one kind of wall.
+pub trait Engine: Send + Sync {
+    fn profile(&self) -> EngineProfile;
+
+    /// What this engine needs and whether it is here: tried, never assumed.
+    fn probe(&self) -> EngineReport;
+
+    /// Starts init behind the wall. On error nothing is left behind. When this returns, init is running and waits on
+    /// its channel for the first message.
+    fn start(&self, bundle: Bundle) -> Result<Box<dyn Instance>>;
+}
+
+/// A running sandbox's wall. Drop kills the guest and releases everything.
+pub trait Instance: Send {
+    /// The host's end of init's channel: a stream socket. Taken once; a second call is an error.
+    fn channel(&mut self) -> Result<OwnedFd>;
+    /// Blocks until init is gone. After this the instance is dead and may be dropped.
+    fn wait(&mut self) -> Result<ExitStatus>;
+    /// A handle another thread may use while `wait` blocks.
+    fn control(&self) -> Box<dyn Control>;
+}
+
+/// What can be done to a running instance from any thread. Outliving the instance is harmless: calls then fail.
+pub trait Control: Send + Sync {
+    /// Kills everything behind the wall, at once. Killing the dead is no error.
+    fn kill(&self) -> Result<()>;
+    fn pause(&self) -> Result<()>;
+    fn resume(&self) -> Result<()>;
+    fn usage(&self) -> Result<Usage>;
+    /// Changes limits in place; what cannot be enforced is an error and changes nothing.
+    fn update(&self, resources: &Resources) -> Result<()>;
+}
+
+/// The two walls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wall {
+    Container,
+    Vm,
+}
+
+impl fmt::Display for Wall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wall::Container => "container",
+            Wall::Vm => "vm",
+        })
+    }
+}
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accelerator {
+    /// Software emulation.
+    Tcg,
+    /// Hardware virtualization.
+    Kvm,
+}
+
+/// What an engine is, before any host is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineProfile {
+    pub wall: Wall,
+    /// `None` where the host's processor runs the guest's instructions without a VMM.
+    pub accelerator: Option<Accelerator>,
+    pub root: RootForm,
+}
+
+impl EngineProfile {
+    pub fn own_kernel(&self) -> bool {
+        self.wall == Wall::Vm
+    }
+
+    /// The rung of the ladder: container, vm on TCG, vm on KVM.
+    pub fn rung(&self) -> u8 {
+        match (self.wall, self.accelerator) {
+            (Wall::Container, _) => 1,
+            (Wall::Vm, Some(Accelerator::Kvm)) => 3,
+            (Wall::Vm, _) => 2,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootForm {
+    /// Unpacked layers and a writable directory.
+    Tree,
+    /// A read-only disk image and a writable one.
+    Disk,
+}
+
+/// One sandbox with nothing left to decide.
+#[derive(Debug)]
+pub struct Bundle {
+    pub id: Id,
+    /// A sealed memfd that holds `luna-init`.
+    pub init: OwnedFd,
+    pub root: Tree,
+    pub ids: IdRange,
+    pub hostname: String,
+    /// Small files of Luna's laid over the image's own: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
+    pub files: Vec<OverlaidFile>,
+    pub mounts: Vec<Mount>,
+    pub endpoint: Endpoint,
+    pub resources: Resources,
+    pub confinement: Confinement,
+}
+
+/// A root filesystem of unpacked layers with one writable directory over them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// Unpacked layers, topmost first; never empty. Owned by uids 0 to 65,535 as the image says (root) or by the ids
+    /// the user namespace maps them to (rootless).
+    pub lower: Vec<PathBuf>,
+    /// Empty or left by an earlier start of the same sandbox. Upper and work lie in one file system.
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    pub read_only: bool,
+}
+
+/// The ids of the host that sandbox ids 0 to 65,535 stand for, uid and gid alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The host's id for the sandbox's 0. Without root this is 0: Luna itself already lives in a user namespace.
+    pub base: u32,
+}
+
+impl IdRange {
+    pub const COUNT: u32 = 65_536;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlaidFile {
+    /// Absolute, inside the sandbox.
+    pub target: PathBuf,
+    pub content: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// `idmapped`: sandbox uid n appears as host uid n in the source (volumes of root's); never with uid 0 of the host
+    /// reachable through a setuid file, since it is `nosuid,nodev`.
+    Bind {
+        source: PathBuf,
+        target: PathBuf,
+        read_only: bool,
+    },
+    Tmpfs {
+        target: PathBuf,
+        size: Option<Bytes>,
+        mode: u32,
+        executable: bool,
+    },
+}
+
+/// Where the sandbox's traffic goes.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// A loopback of its own.
+    None,
+    /// The host's network namespace.
+    Host,
+}
+
+/// How tight the wall is drawn, with the defaults drawn tightest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confinement {
+    /// The most any process in the sandbox may ever hold.
+    pub capabilities: Capabilities,
+    pub no_new_privileges: bool,
+    pub nested_user_namespaces: bool,
+    pub seccomp: Seccomp,
+    pub devices: Vec<crate::spec::Device>,
+    pub apparmor: Option<String>,
+    pub selinux: Option<String>,
+}
+
+/// What an instance has used so far. Fields the host cannot count are `None`, never 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub cpu: Option<Duration>,
+    pub memory: Option<Bytes>,
+    pub memory_limit: Option<Bytes>,
+    pub pids: Option<u64>,
+    pub pids_limit: Option<u64>,
+    pub read: Option<Bytes>,
+    pub written: Option<Bytes>,
+    /// Processes killed for want of memory since the start.
+    pub oom_kills: Option<u64>,
+}
+
+impl Usage {
+    pub fn out_of_memory(&self) -> bool {
+        self.oom_kills.is_some_and(|kills| kills > 0)
+    }
+}
