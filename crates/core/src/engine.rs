@@ -29,6 +29,10 @@ pub trait Engine: Send + Sync {
     /// Starts init behind the wall. On error nothing is left behind. When this returns, init is running and waits on
     /// its channel for the first message.
     fn start(&self, bundle: Bundle) -> Result<Box<dyn Instance>>;
+
+    /// Removes what a killed supervisor could not: everything of `id`'s that outlives its processes (cgroups). Called
+    /// only when no instance of `id` is alive; nothing to remove is no error.
+    fn reclaim(&self, id: &Id) -> Result<()>;
 }
 
 /// A running sandbox's wall. Drop kills the guest and releases everything.
