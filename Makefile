@@ -1,0 +1,48 @@
+# Names for the common ways. `make up` and `make test` are the two that matter; `cargo build` and `cargo test` work on
+# their own.
+
+PREFIX ?= /usr/local
+# Bounds `make fuzz`: seconds for each target.
+SECONDS_EACH ?= 20
+
+# Where `make build` left its executables. Looked up without Rust, which root may not have.
+release = $(firstword $(wildcard $(or $(CARGO_TARGET_DIR),target)/*-linux-*/release) nothing-built-yet)
+
+.DEFAULT_GOAL := help
+.PHONY: help up test build image lint fuzz bench install uninstall clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+up: ## from a fresh machine to Luna's desktop, and its URL
+	@scripts/up
+
+test: ## install what the tests need and run all of them
+	@scripts/test
+
+build: ## luna, luna-init and luna-workspace in release
+	@scripts/build
+
+image: build ## Luna's image, from images/agent
+	$(release)/luna build --network host --tag luna/agent:latest images/agent
+
+lint: ## format, clippy, shell scripts, licences
+	@scripts/lint
+
+fuzz: ## every parser of hostile bytes, SECONDS_EACH seconds each
+	@scripts/fuzz $(SECONDS_EACH)
+
+bench: ## start-up and memory, side by side with runc and podman
+	@benches/start
+	@benches/memory
+
+install: ## into PREFIX (/usr/local) below DESTDIR, after `make build`
+	install -D -m 0755 $(release)/luna $(DESTDIR)$(PREFIX)/bin/luna
+	install -D -m 0755 $(release)/luna-init $(DESTDIR)$(PREFIX)/lib/luna/luna-init
+
+uninstall: ## what install put there; images and sandboxes stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/luna $(DESTDIR)$(PREFIX)/lib/luna/luna-init
+	-rmdir $(DESTDIR)$(PREFIX)/lib/luna
+
+clean: ## what was built here; caches and Luna's images stay
+	rm -rf target fuzz/target fuzz/artifacts images/agent/luna-agent/luna-workspace
