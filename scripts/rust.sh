@@ -29,7 +29,8 @@ fetch_rustup() {
         curl --proto '=https' --tlsv1.2 -fsS --retry 3 -o "$directory/sha256" "$from/rustup-init.sha256" &&
         echo "$(cut -d' ' -f1 "$directory/sha256")  $directory/rustup-init" | sha256sum --quiet --check &&
         chmod +x "$directory/rustup-init" &&
-        "$directory/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain none </dev/null
+        "$directory/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain none \
+            </dev/null >/dev/null
     local result=$?
     rm -rf "$directory"
     return "$result"
