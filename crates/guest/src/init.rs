@@ -1,0 +1,433 @@
+//! The guest's end: PID 1 behind either wall.
+//!
+//! ```text
+//! boot ──Hello──▶ serving ──main process ended, its output delivered──▶ ending ──all dead, all said──▶ its exit code
+//!   │                │                                                    │
+//!   └────────────────┴── channel closed, or garbage on it ────────────────┴──▶ everything is killed, HANGUP
+//! ```
+//!
+//! One thread, one `poll` loop, no timers of its own: idle, it uses no processor. The wall is already drawn round it
+//! when it starts (namespaces, mounts, seccomp); it brings nothing to life that the host did not ask for. What may
+//! wait in the kernel for long (unpacking, walking `/proc`) is done by a forked copy of init, a *task* like any process.
+//!
+//! Init itself needs SETUID, SETGID, SETPCAP and KILL to start and signal other users' processes, and CHOWN,
+//! DAC_OVERRIDE, FOWNER, FSETID and MKNOD to unpack archives faithfully, whatever its processes are allowed.
+//! Tests also run it as an ordinary process; then it is a subreaper and kills its descendants one by one.
+
+mod boot;
+mod channel;
+mod flow;
+mod spawn;
+mod sys;
+mod tasks;
+mod users;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use luna_core::process::ExitStatus;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::WaitOptions;
+
+use crate::protocol::{
+    Body, Failure, FrameKind, Hello, MAX_MESSAGE, MAX_STREAMS, Request, Scope, Stage, VERSION, Violation,
+    decode, encode,
+};
+
+use channel::{Channel, Hangup};
+use flow::{Inward, Outward, Progress};
+use spawn::Origin;
+use tasks::Tasks;
+
+/// Init's exit code where the host went away or spoke garbage.
+pub const HANGUP: u8 = 125;
+/// How long the last words may take once everything is dead.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Runs init to its end and says with which code to exit. Call it first thing in a process of its own.
+pub fn run() -> u8 {
+    let Ok(mut channel) = Channel::open() else {
+        return HANGUP;
+    };
+    let Ok(boot) = boot::prepare() else {
+        return HANGUP;
+    };
+    let init = Init {
+        signals: boot.signals,
+        origin: boot.origin,
+        flows: BTreeMap::new(),
+        tasks: Tasks::default(),
+        last_stream: 0,
+        greeted: false,
+        parts: Vec::new(),
+        ending: None,
+        alone: false,
+    };
+    init.serve(&mut channel).unwrap_or_else(|End| {
+        boot::end_everything();
+        HANGUP
+    })
+}
+
+/// The session is over before the main process is.
+struct End;
+
+impl From<Hangup> for End {
+    fn from(_: Hangup) -> End {
+        End
+    }
+}
+
+impl From<Violation> for End {
+    fn from(_: Violation) -> End {
+        End
+    }
+}
+
+struct Init {
+    signals: OwnedFd,
+    origin: Origin,
+    flows: BTreeMap<u32, Flow>,
+    tasks: Tasks,
+    last_stream: u32,
+    greeted: bool,
+    /// The beginning of a message whose rest is still to come.
+    parts: Vec<u8>,
+    ending: Option<Ending>,
+    /// Nobody is left to reap; of interest only at the end.
+    alone: bool,
+}
+
+/// One stream's directions that are still open.
+#[derive(Default)]
+struct Flow {
+    outward: Option<Outward>,
+    inward: Option<Inward>,
+}
+
+/// The main process is gone.
+struct Ending {
+    status: ExitStatus,
+    until: Instant,
+}
+
+/// What a descriptor in the poll set belongs to.
+#[derive(Clone, Copy)]
+enum Token {
+    Channel,
+    Signals,
+    Status(u32),
+    Source(u32),
+    Sink(u32),
+}
+
+impl Init {
+    fn serve(mut self, channel: &mut Channel) -> Result<u8, End> {
+        loop {
+            channel.flush()?;
+            if let Some(ending) = &self.ending {
+                let finished = self.tasks.is_empty() && self.alone && channel.is_flushed();
+                if finished || Instant::now() >= ending.until {
+                    return Ok(ending.status.code());
+                }
+            }
+            let timeout = self
+                .next_deadline()
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            for (token, ready) in self.poll(channel, timeout) {
+                self.attend(token, ready, channel)?;
+            }
+            self.settle(channel);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let lingering = self.tasks.next_deadline(&self.flows);
+        let farewell = self.ending.as_ref().map(|ending| ending.until);
+        lingering.into_iter().chain(farewell).min()
+    }
+
+    /// Waits until something can be done and says for what.
+    fn poll<'a>(&'a self, channel: &'a Channel, timeout: Option<Duration>) -> Vec<(Token, PollFlags)> {
+        let mut tokens = Vec::with_capacity(8);
+        let mut set = Vec::with_capacity(8);
+        let mut watch = |token, descriptor: BorrowedFd<'a>, flags| {
+            tokens.push(token);
+            set.push(PollFd::from_borrowed_fd(descriptor, flags));
+        };
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, channel.takes_requests());
+        wanted.set(PollFlags::OUT, !channel.is_flushed());
+        watch(Token::Channel, channel.as_fd(), wanted);
+        watch(Token::Signals, self.signals.as_fd(), PollFlags::IN);
+        for (stream, status) in self.tasks.statuses() {
+            watch(Token::Status(stream), status, PollFlags::IN);
+        }
+        let takes_output = channel.takes_output();
+        for (stream, flow) in &self.flows {
+            if let Some(outward) = flow
+                .outward
+                .as_ref()
+                .filter(|outward| takes_output && outward.has_credit())
+            {
+                watch(Token::Source(*stream), outward.descriptor(), PollFlags::IN);
+            }
+            if let Some(inward) = &flow.inward {
+                if inward.is_pending() {
+                    watch(Token::Sink(*stream), inward.descriptor(), PollFlags::OUT);
+                } else if inward.is_pipe() {
+                    watch(Token::Sink(*stream), inward.descriptor(), PollFlags::empty());
+                }
+            }
+        }
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match rustix::event::poll(&mut set, timeout.as_ref()) {
+            Ok(_) => tokens
+                .into_iter()
+                .zip(set.iter().map(PollFd::revents))
+                .filter(|(_, ready)| !ready.is_empty())
+                .collect(),
+            // Interrupted, or out of memory: the next round tries again.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn attend(&mut self, token: Token, ready: PollFlags, channel: &mut Channel) -> Result<(), End> {
+        match token {
+            Token::Channel => {
+                if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                    self.hear(channel)?;
+                }
+            }
+            Token::Signals => self.take_signals(),
+            Token::Status(stream) => self.tasks.read_status(stream, &mut self.flows, channel.outbox()),
+            Token::Source(stream) => {
+                if let Some(flow) = self.flows.get_mut(&stream)
+                    && let Some(outward) = &mut flow.outward
+                    && outward.pump(stream, channel.outbox()) == Progress::Over
+                {
+                    flow.outward = None;
+                }
+            }
+            Token::Sink(stream) => {
+                if let Some(flow) = self.flows.get_mut(&stream)
+                    && let Some(inward) = &mut flow.inward
+                {
+                    let broken = inward.is_pipe() && ready.contains(PollFlags::ERR) && !inward.is_pending();
+                    if broken {
+                        channel.outbox().frame(stream, FrameKind::Stop, &[]);
+                    }
+                    if broken || inward.pump(stream, channel.outbox()) == Progress::Over {
+                        flow.inward = None;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the channel and obeys every whole frame.
+    fn hear(&mut self, channel: &mut Channel) -> Result<(), End> {
+        if !channel.receive()? {
+            return Ok(());
+        }
+        let (decoder, outbox) = channel.split();
+        while let Some(frame) = decoder.next()? {
+            let stream = frame.stream;
+            if stream == 0 || !self.greeted {
+                self.greet(stream, frame.body)?;
+                outbox.frame(0, FrameKind::Message, &encode(&Hello { version: VERSION }));
+                continue;
+            }
+            match frame.body {
+                Body::Part(bytes) => self.assemble(stream, bytes)?,
+                Body::Message(bytes) => {
+                    self.assemble(stream, bytes)?;
+                    let request = decode(&std::mem::take(&mut self.parts))?;
+                    self.last_stream = stream;
+                    if let Err(failure) = self.obey(stream, request, outbox) {
+                        outbox.fail(stream, failure);
+                    }
+                }
+                _ if stream > self.last_stream => return Err(End),
+                _ if !self.parts.is_empty() => return Err(End),
+                Body::Data(bytes) => {
+                    if let Some(flow) = self.flows.get_mut(&stream)
+                        && let Some(inward) = &mut flow.inward
+                        && inward.accept(stream, bytes, outbox)? == Progress::Over
+                    {
+                        flow.inward = None;
+                    }
+                }
+                Body::End => {
+                    if let Some(flow) = self.flows.get_mut(&stream)
+                        && let Some(inward) = &mut flow.inward
+                        && inward.end() == Progress::Over
+                    {
+                        flow.inward = None;
+                    }
+                }
+                Body::Reset => {
+                    if let Some(flow) = self.flows.get_mut(&stream) {
+                        flow.inward = None;
+                    }
+                }
+                Body::Stop => {
+                    if let Some(flow) = self.flows.get_mut(&stream)
+                        && flow.outward.take().is_some()
+                    {
+                        outbox.frame(stream, FrameKind::Reset, &[]);
+                    }
+                }
+                Body::Credit(amount) => {
+                    if let Some(flow) = self.flows.get_mut(&stream)
+                        && let Some(outward) = &mut flow.outward
+                    {
+                        outward.add_credit(amount)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, stream: u32, body: Body<'_>) -> Result<(), End> {
+        match body {
+            Body::Message(bytes) if stream == 0 && !self.greeted => {
+                let hello: Hello = decode(bytes)?;
+                self.greeted = true;
+                (hello.version == VERSION).then_some(()).ok_or(End)
+            }
+            _ => Err(End),
+        }
+    }
+
+    /// Only a new stream may bring a request, and its parts follow each other.
+    fn assemble(&mut self, stream: u32, bytes: &[u8]) -> Result<(), End> {
+        if stream <= self.last_stream || self.parts.len() + bytes.len() > MAX_MESSAGE {
+            return Err(End);
+        }
+        self.parts.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn obey(&mut self, stream: u32, request: Request, outbox: &mut channel::Queue) -> Result<(), Failure> {
+        if let Request::Start(process) | Request::Exec(process) = &request
+            && process.terminal.is_none()
+        {
+            self.last_stream = stream.saturating_add(1);
+        }
+        if self.flows.len() + self.tasks.len() >= MAX_STREAMS || self.ending.is_some() {
+            return Err(Failure::new(Stage::Streams, libc::EMFILE));
+        }
+        match request {
+            Request::Start(process) => {
+                self.tasks.claim_main(stream)?;
+                self.start(stream, &process)
+                    .inspect_err(|_| self.tasks.release_main())
+            }
+            Request::Exec(process) => self.start(stream, &process),
+            Request::Signal {
+                process,
+                signal,
+                scope,
+            } => {
+                let pid = self.tasks.pid(process)?;
+                let target = if scope == Scope::Group { -pid } else { pid };
+                sys::kill(target, signal.into())
+                    .map_err(|error| Failure::new(Stage::Process, error.raw_os_error().unwrap_or(0)))?;
+                outbox.reply(stream, &crate::protocol::Reply::Done);
+                Ok(())
+            }
+            Request::Resize { process, size } => {
+                let terminal = self.tasks.terminal(process)?;
+                spawn::resize(terminal, size)
+                    .map_err(|errno| Failure::new(Stage::Terminal, errno.raw_os_error()))?;
+                outbox.reply(stream, &crate::protocol::Reply::Done);
+                Ok(())
+            }
+        }
+    }
+
+    fn start(&mut self, stream: u32, process: &luna_core::process::Process) -> Result<(), Failure> {
+        let spawned = spawn::spawn(process, &self.origin)?;
+        let inward = spawned.stdin.map(Inward::new);
+        let outward = Some(Outward::new(spawned.stdout));
+        self.flows.insert(stream, Flow { outward, inward });
+        if let Some(stderr) = spawned.stderr {
+            let outward = Some(Outward::new(stderr));
+            self.flows.insert(
+                stream.saturating_add(1),
+                Flow {
+                    outward,
+                    inward: None,
+                },
+            );
+        }
+        self.tasks
+            .add_process(stream, spawned.pid, spawned.status, spawned.terminal);
+        Ok(())
+    }
+
+    /// Reaps, and passes on what was sent to init itself: `kill 1` inside means the main process, as under docker.
+    fn take_signals(&mut self) {
+        while let Some(signal) = sys::next_signal(self.signals.as_fd()) {
+            if signal != libc::SIGCHLD
+                && let Some(pid) = self.tasks.main_pid()
+            {
+                let _ = sys::kill(pid, signal);
+            }
+        }
+        self.reap();
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    self.tasks
+                        .ended(pid.as_raw_pid(), exit_status(status.as_raw()), &mut self.flows);
+                }
+                Ok(None) => break,
+                Err(errno) => {
+                    self.alone = errno == Errno::CHILD;
+                    break;
+                }
+            }
+        }
+        if self.ending.is_some() {
+            boot::kill_everything();
+        }
+    }
+
+    /// Says what is finished and forgets it.
+    fn settle(&mut self, channel: &mut Channel) {
+        let main = self.tasks.settle(&mut self.flows, channel.outbox());
+        self.flows
+            .retain(|_, flow| flow.outward.is_some() || flow.inward.is_some());
+        if let Some(status) = main {
+            self.ending = Some(Ending {
+                status,
+                until: Instant::now() + FAREWELL,
+            });
+            boot::kill_everything();
+            self.reap();
+        }
+    }
+}
+
+/// From `wait(2)`'s word.
+fn exit_status(raw: i32) -> ExitStatus {
+    match raw & 0x7f {
+        0 => ExitStatus::Code((raw >> 8) as u8),
+        signal => ExitStatus::Signal {
+            number: signal as u8,
+            core_dumped: raw & 0x80 != 0,
+        },
+    }
+}

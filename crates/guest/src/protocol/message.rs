@@ -1,0 +1,213 @@
+//! Messages: postcard values inside frames. Which answers which is in [`crate::protocol`].
+
+use std::time::Duration;
+
+use luna_core::process::{ExitStatus, Process, TerminalSize};
+use luna_core::units::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Violation;
+
+/// The one version both ends must speak; they are always built together.
+pub const VERSION: u16 = 1;
+/// The longest message, put together from parts.
+pub const MAX_MESSAGE: usize = 1024 * 1024;
+/// Streams open at init at one time.
+pub const MAX_STREAMS: usize = 2048;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u16,
+}
+
+/// What the host asks for; opens a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The main process: when it ends, the sandbox does. Once in a session.
+    Start(Process),
+    Exec(Process),
+    /// `process` is the stream of a Start or Exec.
+    Signal {
+        process: u32,
+        signal: u8,
+        scope: Scope,
+    },
+    Resize {
+        process: u32,
+        size: TerminalSize,
+    },
+}
+
+/// Whom a signal reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    Process,
+    /// The process group that the process was started in.
+    Group,
+}
+
+/// Who owns what an archive brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ownership {
+    /// Root, as `docker cp` does.
+    Root,
+    /// The numeric ids in the archive, as `docker cp --archive` does.
+    Preserved,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Started { pid: u32 },
+    Exited(ExitStatus),
+    Done,
+    Found(FileStatus),
+    Failed(Failure),
+}
+
+/// Where something went wrong inside, and the kernel's number for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub stage: Stage,
+    pub errno: i32,
+    /// The path in question where the request does not say it; at most a few kilobytes, and not to be believed.
+    pub subject: String,
+}
+
+impl Failure {
+    pub fn new(stage: Stage, errno: i32) -> Failure {
+        Failure {
+            stage,
+            errno,
+            subject: String::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Stage {
+    /// The request itself: empty arguments, a NUL in a string, a second Start.
+    Request,
+    /// More streams than init keeps.
+    Streams,
+    /// No such process, or it has ended.
+    Process,
+    User,
+    Group,
+    Pipe,
+    Terminal,
+    Fork,
+    Session,
+    Limits,
+    Directory,
+    Privileges,
+    /// `execve` or the search for the program.
+    Program,
+    Connect,
+    Path,
+    Archive,
+}
+
+impl Stage {
+    /// The stage with this number, as a child sends it through its pipe.
+    pub fn of_number(number: u8) -> Option<Stage> {
+        const STAGES: [Stage; 16] = [
+            Stage::Request,
+            Stage::Streams,
+            Stage::Process,
+            Stage::User,
+            Stage::Group,
+            Stage::Pipe,
+            Stage::Terminal,
+            Stage::Fork,
+            Stage::Session,
+            Stage::Limits,
+            Stage::Directory,
+            Stage::Privileges,
+            Stage::Program,
+            Stage::Connect,
+            Stage::Path,
+            Stage::Archive,
+        ];
+        STAGES.get(usize::from(number)).copied()
+    }
+}
+
+/// What `stat` says about a path inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStatus {
+    pub kind: FileKind,
+    /// Permission bits, set-id and sticky bits included.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub size: Bytes,
+    /// Seconds since 1970.
+    pub modified: i64,
+    /// Where a symbolic link points, with odd bytes replaced.
+    pub target: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileKind {
+    File,
+    Directory,
+    Symlink,
+    /// A device, a socket or a pipe.
+    Special,
+}
+
+/// One line of `luna top`. Ids are the sandbox's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestProcess {
+    pub pid: u32,
+    pub parent: u32,
+    pub uid: u32,
+    /// By the sandbox's `/etc/passwd`, or the number.
+    pub user: String,
+    /// The kernel's letter: `R`, `S`, `D`, `Z`, `T`...
+    pub state: char,
+    pub resident: Bytes,
+    pub cpu: Duration,
+    /// Since its start.
+    pub age: Duration,
+    /// Arguments joined by spaces, or the name in brackets where there are none. Not to be printed raw.
+    pub command: String,
+}
+
+/// The wire form of a message.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_allocvec(message).expect("plain values always serialise into memory")
+}
+
+/// The message that all of `bytes` are.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Violation> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(Violation("a message that cannot be read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_have_their_own_numbers() {
+        for number in 0..=u8::MAX {
+            if let Some(stage) = Stage::of_number(number) {
+                assert_eq!(stage as u8, number);
+            }
+        }
+        assert_eq!(Stage::of_number(Stage::Archive as u8), Some(Stage::Archive));
+    }
+
+    #[test]
+    fn trailing_bytes_are_a_violation() {
+        let mut bytes = encode(&Hello { version: VERSION });
+        assert_eq!(decode::<Hello>(&bytes), Ok(Hello { version: VERSION }));
+        bytes.push(0);
+        assert!(decode::<Hello>(&bytes).is_err());
+    }
+}

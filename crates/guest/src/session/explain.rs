@@ -1,0 +1,98 @@
+//! What a failure inside means to the user: init sends a stage and an errno, the host knows what was asked.
+
+use std::io;
+
+use luna_core::process::Process;
+use luna_core::{Error, Kind};
+
+use crate::protocol::{Failure, Stage};
+
+fn cause(failure: &Failure) -> io::Error {
+    io::Error::from_raw_os_error(failure.errno)
+}
+
+/// Why `process` could not be started.
+pub(super) fn process(failure: &Failure, process: &Process) -> Error {
+    let program = process.args.first().map_or("", String::as_str).escape_debug();
+    let cause = cause(failure);
+    match (failure.stage, cause.kind()) {
+        (Stage::Program, io::ErrorKind::NotFound) if !program.to_string().contains('/') => Error::new(
+            Kind::CommandNotFound,
+            format!("cannot find `{program}` in the sandbox's PATH"),
+        ),
+        (Stage::Program, io::ErrorKind::NotFound) => Error::new(
+            Kind::CommandNotFound,
+            format!("cannot find `{program}` in the sandbox"),
+        )
+        .because("neither it nor, if it is a script or dynamically linked, its interpreter may be missing"),
+        (Stage::Program, _) => Error::new(
+            Kind::NotExecutable,
+            format!("cannot execute `{program}` in the sandbox"),
+        )
+        .because(cause),
+        (Stage::User | Stage::Group, kind) => {
+            let (what, text) = if failure.stage == Stage::User {
+                ("user", process.user.split(':').next().unwrap_or_default())
+            } else {
+                (
+                    "group",
+                    process.user.split_once(':').map_or("", |(_, group)| group),
+                )
+            };
+            let text = if text.is_empty() {
+                process.groups.join(", ")
+            } else {
+                text.to_owned()
+            };
+            let message = format!("cannot run as {what} `{}` in the sandbox", text.escape_debug());
+            match kind {
+                io::ErrorKind::NotFound => Error::new(Kind::NotFound, message).because(format!(
+                    "no such {what} in its /etc/{}",
+                    if what == "user" { "passwd" } else { "group" }
+                )),
+                io::ErrorKind::InvalidInput => Error::new(Kind::InvalidInput, message)
+                    .because("neither a name nor a number up to 2147483647")
+                    .hint("write `user`, `user:group`, `uid` or `uid:gid`"),
+                _ => Error::io(message, cause),
+            }
+        }
+        (Stage::Directory, _) => Error::io(
+            format!(
+                "cannot enter the working directory `{}` in the sandbox",
+                process.cwd.escape_debug()
+            ),
+            cause,
+        ),
+        (Stage::Limits, _) => Error::io(format!("cannot set the resource limits of `{program}`"), cause),
+        (Stage::Privileges, _) => Error::io(
+            format!("cannot set the user and capabilities of `{program}`"),
+            cause,
+        ),
+        (Stage::Terminal, _) => Error::io(format!("cannot give `{program}` a terminal"), cause),
+        (Stage::Request, io::ErrorKind::AlreadyExists) => Error::new(
+            Kind::Conflict,
+            "cannot start a second main process in the sandbox",
+        ),
+        (Stage::Request, _) => Error::new(
+            Kind::InvalidInput,
+            format!("cannot start `{program}` in the sandbox"),
+        )
+        .because(
+            "the program's name is empty, or an argument or variable holds a NUL or a name without value",
+        ),
+        _ => other(failure).context(format!("cannot start `{program}` in the sandbox")),
+    }
+}
+
+/// A failure whose stage says it all.
+pub(super) fn other(failure: &Failure) -> Error {
+    let cause = cause(failure);
+    match failure.stage {
+        Stage::Streams => Error::new(Kind::Exhausted, "cannot open another stream into the sandbox"),
+        Stage::Process => Error::new(Kind::NotFound, "cannot find the process in the sandbox").because(cause),
+        Stage::Pipe | Stage::Fork => {
+            Error::new(Kind::Exhausted, "cannot make another process in the sandbox").because(cause)
+        }
+        _ => Error::io("cannot do that in the sandbox", cause),
+    }
+}

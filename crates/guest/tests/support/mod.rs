@@ -1,0 +1,101 @@
+//! A real `luna-init` as an ordinary process, with its channel.
+
+#![allow(clippy::unwrap_used, dead_code)] // helpers of tests, and no test file uses all
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use luna_core::capability::Capabilities;
+use luna_core::process::{ExitStatus, Process};
+use luna_guest::session::{Child, Session};
+
+/// Runs `luna-init` with `channel` at descriptor 3; `around` goes before it on the command line.
+pub(crate) fn spawn_init(channel: UnixStream, around: &[&str]) -> std::process::Child {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec \"$@\" 3<&0 0</dev/null", "sh"])
+        .args(around)
+        .arg(env!("CARGO_BIN_EXE_luna-init"))
+        .stdin(Stdio::from(OwnedFd::from(channel)));
+    command.spawn().unwrap()
+}
+
+/// A session with an init that dies with it.
+pub(crate) struct Guest {
+    pub(crate) session: Session,
+    pub(crate) init: std::process::Child,
+}
+
+impl Guest {
+    pub(crate) fn new() -> Guest {
+        Guest::within(&[])
+    }
+
+    pub(crate) fn within(around: &[&str]) -> Guest {
+        let (near, far) = UnixStream::pair().unwrap();
+        let init = spawn_init(far, around);
+        Guest {
+            session: Session::open(near.into()).unwrap(),
+            init,
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.session.close();
+        let _ = self.init.wait();
+    }
+}
+
+pub(crate) fn process(args: &[&str]) -> Process {
+    Process {
+        args: args.iter().map(ToString::to_string).collect(),
+        env: Vec::new(),
+        cwd: "/".to_owned(),
+        user: String::new(),
+        groups: Vec::new(),
+        terminal: None,
+        stdin: false,
+        capabilities: Capabilities::DEFAULT,
+        no_new_privileges: false,
+        rlimits: Vec::new(),
+    }
+}
+
+pub(crate) fn shell(script: &str) -> Process {
+    process(&["sh", "-c", script])
+}
+
+pub(crate) struct Outcome {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) status: ExitStatus,
+}
+
+pub(crate) fn finish(child: Child) -> Outcome {
+    let handle = child.handle();
+    drop(child.stdin);
+    let stderr = child.stderr.map(|mut stderr| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            stderr.read_to_end(&mut text).unwrap();
+            text
+        })
+    });
+    let mut stdout = Vec::new();
+    let mut reader = child.stdout;
+    reader.read_to_end(&mut stdout).unwrap();
+    Outcome {
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&stderr.map(|thread| thread.join().unwrap()).unwrap_or_default())
+            .into_owned(),
+        status: handle.wait().unwrap(),
+    }
+}
+
+pub(crate) fn run(session: &Session, process: &Process) -> Outcome {
+    finish(session.exec(process).unwrap())
+}
