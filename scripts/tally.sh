@@ -9,7 +9,8 @@ trap 'rm -f "$log"' EXIT
 # Runs a command, shows its output and keeps it in $log. A file and not a pipe: whatever a broken test leaves running
 # would hold a pipe open for ever.
 observe() {
-    "$@" >"$log" 2>&1 </dev/null &
+    : >"$log"
+    "$@" >>"$log" 2>&1 </dev/null &
     local pid=$!
     tail -n +1 -s 0.2 -f --pid="$pid" "$log"
     wait "$pid"
