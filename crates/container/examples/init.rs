@@ -1,0 +1,5 @@
+//! `luna-init` as a program of this crate's, so that its tests have one to put behind the wall.
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(luna_guest::init::run())
+}

@@ -1,0 +1,272 @@
+//! The jail's own cgroups: one directory `luna/<name>` in every hierarchy that the launcher may write, with the limits
+//! asked for; counters, freezing and killing through them.
+//!
+//! Version 1, version 2 and both at once (hybrid) are one case: a list of hierarchies, each with its controllers. A
+//! limit goes to whichever hierarchy has its controller. On version 2 the child is cloned into its cgroup; on version 1
+//! it moves itself (see [`crate::step::Step::JoinCgroup`]).
+
+mod hierarchy;
+mod limit;
+mod usage;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use luna_core::engine::Usage;
+use luna_core::{Error, Kind, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+pub(crate) use hierarchy::{Hierarchy, Version};
+
+use crate::spec::Limits;
+
+/// The name of the directory that holds all of Luna's.
+const FOLDER: &str = "luna";
+/// Dying processes leave a cgroup a moment after they are reaped.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The cgroups of one jail. Drop removes them; whoever was inside must be dead by then.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    groups: Vec<Group>,
+}
+
+/// The jail's directory in one hierarchy.
+#[derive(Debug)]
+struct Group {
+    version: Version,
+    controllers: Vec<String>,
+    path: PathBuf,
+    /// How the child gets in: the directory on version 2, the `tasks` file on version 1.
+    entrance: OwnedFd,
+}
+
+impl Cgroups {
+    /// Makes the cgroups and sets the limits. A limit that was asked for and cannot be had is an error.
+    pub(crate) fn create(name: &str, limits: &Limits, devices: Option<&[String]>) -> Result<Cgroups> {
+        let mut cgroups = Cgroups { groups: Vec::new() };
+        for hierarchy in hierarchy::all()? {
+            if hierarchy.controllers == ["cpuset"] && limits.cpuset.is_none() {
+                continue;
+            }
+            match Group::create(&hierarchy, name) {
+                Ok(group) => cgroups.groups.push(group),
+                // Not ours to write; if a limit needs it, that is told below.
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::BUSY | Errno::NOENT) => {}
+                Err(error) => {
+                    let place = hierarchy.parent.join(FOLDER).join(name);
+                    return Err(Error::io(
+                        format!("cannot make the cgroup `{}`", place.display()),
+                        error,
+                    ));
+                }
+            }
+        }
+        limit::apply(&cgroups, limits)?;
+        if let Some(devices) = devices {
+            limit::restrict_devices(&cgroups, devices)?;
+        }
+        Ok(cgroups)
+    }
+
+    /// `tasks` files for the child to write itself into.
+    pub(crate) fn tasks(&self) -> Vec<RawFd> {
+        self.of(Version::One)
+            .map(|group| group.entrance.as_raw_fd())
+            .collect()
+    }
+
+    /// The cgroup to clone the child into.
+    pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
+        self.of(Version::Two).next().map(|group| group.entrance.as_fd())
+    }
+
+    /// Changes limits in place. On error all are as before.
+    pub(crate) fn update(&self, limits: &Limits) -> Result<()> {
+        limit::apply(self, limits)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        usage::read(self)
+    }
+
+    /// Stops or continues everything inside; returns when it is so.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<()> {
+        let verb = if frozen { "pause" } else { "resume" };
+        let group = self
+            .of(Version::Two)
+            .find(|group| group.path.join("cgroup.freeze").exists())
+            .or_else(|| self.with("freezer"))
+            .ok_or_else(|| {
+                Error::new(Kind::Unsupported, format!("cannot {verb} the jail"))
+                    .because("the host has no freezer cgroup that Luna may write")
+            })?;
+        let cannot = |error: io::Error| Error::io(format!("cannot {verb} the jail"), error);
+        let (file, value, state, wanted) = match (group.version, frozen) {
+            (Version::Two, true) => ("cgroup.freeze", "1", "cgroup.events", "frozen 1"),
+            (Version::Two, false) => ("cgroup.freeze", "0", "cgroup.events", "frozen 0"),
+            (Version::One, true) => ("freezer.state", "FROZEN", "freezer.state", "FROZEN"),
+            (Version::One, false) => ("freezer.state", "THAWED", "freezer.state", "THAWED"),
+        };
+        group.write(file, value).map_err(cannot)?;
+        let begin = Instant::now();
+        while !group
+            .read(state)
+            .map_err(cannot)?
+            .lines()
+            .any(|line| line == wanted)
+        {
+            if begin.elapsed() > PATIENCE {
+                if frozen {
+                    // Leave it running rather than half stopped.
+                    let _ = self.freeze(false);
+                }
+                return Err(
+                    Error::new(Kind::TimedOut, format!("cannot {verb} the jail")).because(format!(
+                        "not all of its processes did within {} s",
+                        PATIENCE.as_secs()
+                    )),
+                );
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Kills what is inside; what is frozen too.
+    pub(crate) fn kill(&self) {
+        for group in &self.groups {
+            match group.version {
+                Version::Two => {
+                    // Linux 5.14 and later; the pid namespace's end reaches everybody on any kernel.
+                    let _ = group.write("cgroup.kill", "1");
+                }
+                Version::One if group.has("freezer") => {
+                    let _ = group.write("freezer.state", "THAWED");
+                }
+                Version::One => {}
+            }
+        }
+    }
+
+    fn of(&self, version: Version) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(move |group| group.version == version)
+    }
+
+    fn with(&self, controller: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.has(controller))
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for group in &self.groups {
+            group.remove();
+        }
+    }
+}
+
+/// Removes what a launcher that was killed left of the jail `name`, killing what is still inside.
+pub(crate) fn reclaim(name: &str) -> Result<()> {
+    for hierarchy in hierarchy::all()? {
+        let path = hierarchy.parent.join(FOLDER).join(name);
+        if let Ok(group) = Group::open(&hierarchy, path) {
+            let cgroups = Cgroups { groups: vec![group] };
+            cgroups.kill();
+            // Dropped here, which removes it.
+        }
+    }
+    Ok(())
+}
+
+impl Group {
+    fn create(hierarchy: &Hierarchy, name: &str) -> rustix::io::Result<Group> {
+        let folder = hierarchy.parent.join(FOLDER);
+        let path = folder.join(name);
+        // Another jail's end may take the empty folder away between the two steps.
+        for _ in 0..100 {
+            match make_directory(&folder) {
+                Ok(()) => hierarchy.prepare_folder(&folder)?,
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+            match make_directory(&path) {
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let group = Group::open(hierarchy, path.clone());
+                    return group.inspect_err(|_| remove_directory(&path));
+                }
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    fn open(hierarchy: &Hierarchy, path: PathBuf) -> rustix::io::Result<Group> {
+        let opened = match hierarchy.version {
+            Version::One => rustix::fs::open(
+                path.join("tasks"),
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            ),
+            Version::Two => rustix::fs::open(
+                &path,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            ),
+        };
+        Ok(Group {
+            version: hierarchy.version,
+            controllers: hierarchy.effective_controllers(&path),
+            entrance: opened?,
+            path,
+        })
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|own| own == controller)
+    }
+
+    fn read(&self, file: &str) -> io::Result<String> {
+        std::fs::read_to_string(self.path.join(file))
+    }
+
+    fn write(&self, file: &str, value: &str) -> io::Result<()> {
+        use io::Write as _;
+        // Never creates: a file that is not there is a feature that is not there.
+        File::options()
+            .write(true)
+            .open(self.path.join(file))?
+            .write_all(value.as_bytes())
+    }
+
+    fn remove(&self) {
+        remove_directory(&self.path);
+        if let Some(folder) = self
+            .path
+            .parent()
+            .filter(|folder| folder.file_name() == Some(OsStr::new(FOLDER)))
+        {
+            // Fails as long as another jail is in there.
+            let _ = rustix::fs::rmdir(folder);
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> rustix::io::Result<()> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))
+}
+
+fn remove_directory(path: &Path) {
+    let begin = Instant::now();
+    let mut pause = Duration::from_micros(50);
+    while rustix::fs::rmdir(path) == Err(Errno::BUSY) && begin.elapsed() < PATIENCE {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}

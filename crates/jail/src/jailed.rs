@@ -1,0 +1,207 @@
+//! A running jail: one process that is init of everything inside, and the end of it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use luna_core::engine::Usage;
+use luna_core::process::ExitStatus;
+use luna_core::{Error, Kind, Result};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+use crate::cgroup::Cgroups;
+use crate::spec::Limits;
+
+/// A running jail. Drop kills everything inside, waits for it to be gone and removes the cgroups.
+#[derive(Debug)]
+pub struct Jailed {
+    shared: Arc<Shared>,
+}
+
+/// What other threads may do to a jail; see [`Jailed::handle`].
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    process: Process,
+    /// Gone once the jail has been dropped, whoever still holds a handle.
+    cgroups: RwLock<Option<Cgroups>>,
+}
+
+impl Jailed {
+    pub(crate) fn new(process: Process, cgroups: Cgroups) -> Jailed {
+        Jailed {
+            shared: Arc::new(Shared {
+                process,
+                cgroups: RwLock::new(Some(cgroups)),
+            }),
+        }
+    }
+
+    /// The host's pid of the first process.
+    pub fn pid(&self) -> u32 {
+        self.shared.process.pid().as_raw_nonzero().get().unsigned_abs()
+    }
+
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.shared.process.pidfd.as_fd()
+    }
+
+    /// Blocks until the first process is gone, and with it, by the pid namespace, all others.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.shared.process.wait()
+    }
+
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
+    }
+}
+
+impl Drop for Jailed {
+    fn drop(&mut self) {
+        // A handle may outlive this; the jail does not.
+        let _ = self.shared.kill();
+        self.shared.process.end();
+        drop(
+            self.shared
+                .cgroups
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+}
+
+impl Handle {
+    /// Kills everything inside at once. Killing the dead is no error.
+    pub fn kill(&self) -> Result<()> {
+        self.0.kill()
+    }
+
+    /// Stops everything inside; returns when it is stopped.
+    pub fn pause(&self) -> Result<()> {
+        self.0.living("pause", |cgroups| cgroups.freeze(true))
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.0.living("resume", |cgroups| cgroups.freeze(false))
+    }
+
+    pub fn usage(&self) -> Result<Usage> {
+        // The counters outlive the processes: how a jail ended is asked after its end.
+        match &*self.0.cgroups.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(cgroups) => Ok(cgroups.usage()),
+            None => Err(ended("measure")),
+        }
+    }
+
+    /// Changes limits in place; on error all are as before.
+    pub fn update(&self, limits: &Limits) -> Result<()> {
+        self.0.living("change", |cgroups| cgroups.update(limits))
+    }
+}
+
+impl Shared {
+    fn kill(&self) -> Result<()> {
+        let killed = self.process.kill();
+        // What is frozen dies only when thawed, so after the signal.
+        if let Some(cgroups) = &*self.cgroups.read().unwrap_or_else(PoisonError::into_inner) {
+            cgroups.kill();
+        }
+        killed
+    }
+
+    fn living<T>(&self, verb: &str, act: impl FnOnce(&Cgroups) -> Result<T>) -> Result<T> {
+        match &*self.cgroups.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(cgroups) if self.process.status.get().is_none() => act(cgroups),
+            _ => Err(ended(verb)),
+        }
+    }
+}
+
+/// The child of the launcher's; killed and reaped at the latest when dropped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    status: OnceLock<ExitStatus>,
+}
+
+impl Process {
+    pub(crate) fn new(pid: Pid, pidfd: OwnedFd) -> Process {
+        Process {
+            pid,
+            pidfd,
+            status: OnceLock::new(),
+        }
+    }
+
+    /// Names the process as long as it is not reaped.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) fn kill(&self) -> Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(Error::io("cannot kill the jail's first process", error)),
+        }
+    }
+
+    pub(crate) fn wait(&self) -> Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.status.get() {
+                return Ok(*status);
+            }
+            // Any number of threads may wait; one of them reaps, after it has told the others how.
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+                Ok(Some(found)) => {
+                    let _ = self.status.set(exit_status(&found));
+                    let _ = rustix::process::waitid(
+                        WaitId::PidFd(self.pidfd.as_fd()),
+                        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+                    );
+                }
+                Ok(None) | Err(Errno::INTR) => {}
+                Err(Errno::CHILD) if self.status.get().is_some() => {}
+                Err(error) => {
+                    return Err(Error::io("cannot wait for the jail's first process", error));
+                }
+            }
+        }
+    }
+
+    fn end(&self) {
+        if self.status.get().is_none() {
+            // Neither can fail for a child that is not reaped; there is nobody to tell in a drop anyway.
+            let _ = self.kill();
+            let _ = self.wait();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn exit_status(status: &rustix::process::WaitIdStatus) -> ExitStatus {
+    if let Some(code) = status.exit_status() {
+        return ExitStatus::Code(code as u8);
+    }
+    match status.terminating_signal() {
+        Some(number) => ExitStatus::Signal {
+            number: number as u8,
+            core_dumped: status.dumped(),
+        },
+        None => ExitStatus::Code(u8::MAX),
+    }
+}
+
+/// The error of a jail that has ended.
+fn ended(verb: &str) -> Error {
+    Error::new(Kind::Conflict, format!("cannot {verb} the jail")).because("it has ended")
+}

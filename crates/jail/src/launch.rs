@@ -1,0 +1,256 @@
+//! Launches a jail: everything that can fail for a known reason is checked and made before the child is there, the child
+//! follows a written list, and whatever fails leaves nothing behind.
+//!
+//! ```text
+//! launcher                                   child
+//! check spec, compile filter, plan
+//! make cgroups, clone3 ────────────────────▶ join cgroups, own namespaces
+//! write id maps, make mounts                 wait
+//! send mounts ─────────────────────────────▶ attach mounts, pivot, confine
+//!                     ◀──────────── running  execve
+//! ```
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use luna_core::{Error, Kind, Result};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use crate::cgroup::{self, Cgroups};
+use crate::child::{self, MOST_MOUNTS, Report};
+use crate::jailed::{Jailed, Process};
+use crate::mount::{self, IdMapping};
+use crate::plan::{self, DEVICES, Inherited, Plan};
+use crate::spec::{Defences, Mount, Network, Spec};
+use crate::step::Step;
+use crate::sys;
+use crate::{landlock, sealed, seccomp};
+
+/// Starts the spec's program behind the wall. When this returns, the program runs.
+///
+/// With [`Defences::die_with_parent`] the jail dies with the *thread* that called this: call it from one that lives as
+/// long as the jail shall.
+pub fn launch(spec: Spec) -> Result<Jailed> {
+    check(&spec)?;
+    let cannot = |error: Error| error.context(format!("cannot build the jail `{}`", spec.name));
+    let landlock = if spec.defences.landlock {
+        landlock::scope().map_err(cannot)?
+    } else {
+        None
+    };
+    let devices = allowed_devices(&spec).map_err(cannot)?;
+    // Removed when dropped, after the process that was inside.
+    let cgroups = Cgroups::create(&spec.name, &spec.limits, devices.as_deref()).map_err(cannot)?;
+    let inherited = Inherited {
+        cgroups: cgroups.tasks(),
+        seccomp: seccomp::program(&spec.defences.seccomp, spec.defences.capabilities),
+        landlock: landlock.as_ref().map(AsRawFd::as_raw_fd),
+    };
+    let plan = Plan::new(&spec, &inherited)?;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| cannot(Error::io("cannot make a socket pair", error)))?;
+
+    let body = || child::run(&plan.steps, theirs.as_raw_fd(), ours.as_raw_fd());
+    let (pid, pidfd) = sys::spawn(clone_flags(&spec), cgroups.directory(), &body)
+        .map_err(|error| cannot(namespaces_refused(error)))?;
+    // From here on dropping this kills and reaps the child.
+    let process = Process::new(pid, pidfd);
+    drop(theirs);
+    let mounts = prepare(&spec, &plan, &process).map_err(cannot)?;
+    send(&ours, &mounts).map_err(cannot)?;
+    drop(mounts);
+    await_program(&ours, &plan, &process).map_err(cannot)?;
+    // The launcher's copies of what the program inherits: the other end of a channel must see it close.
+    drop(spec);
+    Ok(Jailed::new(process, cgroups))
+}
+
+/// Removes what a launcher that was killed with SIGKILL could not remove of the jail `name`: its cgroups. Everything else
+/// dies with the jail's processes, which died with their launcher. Only for a jail that no [`Jailed`] stands for.
+pub fn reclaim(name: &str) -> Result<()> {
+    if !is_name(name) {
+        return Err(Error::new(
+            Kind::InvalidInput,
+            format!("cannot find a jail `{}`", name.escape_debug()),
+        ));
+    }
+    cgroup::reclaim(name)
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    !name.is_empty() && !name.starts_with('.') && name.bytes().all(plain)
+}
+
+fn check(spec: &Spec) -> Result<()> {
+    if !is_name(&spec.name) {
+        return Err(plan::invalid(
+            spec,
+            "its name has other characters than [A-Za-z0-9_.-]",
+        ));
+    }
+    if spec.ids.count == 0 || spec.ids.base.checked_add(spec.ids.count).is_none() {
+        return Err(plan::invalid(spec, "its range of ids is empty or too high"));
+    }
+    if spec.hostname.is_empty() || spec.hostname.len() > 64 {
+        return Err(plan::invalid(
+            spec,
+            "its host name is not 1 to 64 characters long",
+        ));
+    }
+    if spec.defences.sealed_program && !sealed::is_sealed(spec.program.executable.as_fd()) {
+        return Err(plan::invalid(spec, "its program is not in a sealed memfd"));
+    }
+    Ok(())
+}
+
+fn clone_flags(spec: &Spec) -> u64 {
+    let Defences {
+        user_namespace,
+        pid_namespace,
+        ipc_namespace,
+        uts_namespace,
+        ..
+    } = spec.defences;
+    let mut flags = libc::CLONE_NEWNS;
+    for (wanted, flag) in [
+        (user_namespace, libc::CLONE_NEWUSER),
+        (pid_namespace, libc::CLONE_NEWPID),
+        (ipc_namespace, libc::CLONE_NEWIPC),
+        (uts_namespace, libc::CLONE_NEWUTS),
+        (spec.network == Network::Own, libc::CLONE_NEWNET),
+    ] {
+        if wanted {
+            flags |= flag;
+        }
+    }
+    flags as u64
+}
+
+/// Lines for `devices.allow` of version 1: what every jail has, pseudo-terminals, making nodes (useless in a user
+/// namespace, but tar(1) asks) and what the spec names.
+fn allowed_devices(spec: &Spec) -> Result<Option<Vec<String>>> {
+    if !spec.defences.device_cgroup {
+        return Ok(None);
+    }
+    let mut lines: Vec<String> = ["c *:* m", "b *:* m", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"]
+        .map(str::to_owned)
+        .into();
+    lines.extend(
+        DEVICES
+            .iter()
+            .map(|(_, major, minor)| format!("c {major}:{minor} rwm")),
+    );
+    for mount in &spec.mounts {
+        let Mount::Device {
+            source, read, write, ..
+        } = mount
+        else {
+            continue;
+        };
+        let found = rustix::fs::stat(source)
+            .map_err(|error| Error::io(format!("cannot look at `{}`", source.display()), error))?;
+        let kind = match rustix::fs::FileType::from_raw_mode(found.st_mode) {
+            rustix::fs::FileType::BlockDevice => 'b',
+            _ => 'c',
+        };
+        let (major, minor) = (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev));
+        let (read, write) = (if *read { "r" } else { "" }, if *write { "w" } else { "" });
+        lines.push(format!("{kind} {major}:{minor} {read}{write}m"));
+    }
+    Ok(Some(lines))
+}
+
+fn namespaces_refused(error: rustix::io::Errno) -> Error {
+    let refused = Error::io("cannot make the namespaces", error);
+    match error {
+        rustix::io::Errno::PERM => refused.hint(
+            "allow user namespaces: `sysctl user.max_user_namespaces kernel.unprivileged_userns_clone \
+             kernel.apparmor_restrict_unprivileged_userns`",
+        ),
+        rustix::io::Errno::NOSPC | rustix::io::Errno::USERS => {
+            refused.hint("raise `sysctl user.max_user_namespaces` and its siblings under `user.`")
+        }
+        _ => refused,
+    }
+}
+
+/// Maps the child's ids and makes the mounts that only the launcher can make.
+fn prepare(spec: &Spec, plan: &Plan, process: &Process) -> Result<Vec<OwnedFd>> {
+    let namespace = if spec.defences.user_namespace {
+        for map in ["uid_map", "gid_map"] {
+            let path = format!("/proc/{}/{map}", process.pid().as_raw_nonzero());
+            let line = format!("0 {} {}\n", spec.ids.base, spec.ids.count);
+            std::fs::write(&path, line).map_err(|error| {
+                Error::io(
+                    format!("cannot map ids 0 to {} to the host's", spec.ids.count - 1),
+                    error,
+                )
+            })?;
+        }
+        Some(mount::user_namespace(process.pid())?)
+    } else {
+        None
+    };
+    let mapping = namespace
+        .as_ref()
+        .filter(|_| spec.ids.base != 0)
+        .map(|namespace| IdMapping {
+            ids: spec.ids,
+            namespace: namespace.as_fd(),
+        });
+    plan.sources.iter().map(|source| source.make(mapping)).collect()
+}
+
+fn send(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<()> {
+    let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_MOUNTS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !mounts.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&mounts)) {
+        return Err(Error::new(
+            Kind::Internal,
+            "cannot fit the mounts into one message",
+        ));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[std::io::IoSlice::new(b"m")],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map_err(|error| Error::io("cannot send the mounts", error))
+    .map(drop)
+}
+
+/// Reads the child's reports until its end of the socket is closed: by execve, after it has said so, or by its death.
+fn await_program(socket: &OwnedFd, plan: &Plan, process: &Process) -> Result<()> {
+    let mut running = false;
+    loop {
+        let mut bytes = [0; Report::LENGTH];
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut bytes))
+            .map_err(|error| Error::io("cannot hear from the child", error))?;
+        match Report::from_bytes(bytes) {
+            _ if length == 0 && running => return Ok(()),
+            _ if length == 0 => {
+                let status = process.wait()?;
+                return Err(Error::new(Kind::Internal, "cannot start the program")
+                    .because(format!("its process died before ({status:?})")));
+            }
+            Report::RUNNING => running = true,
+            report => {
+                let stage = plan
+                    .steps
+                    .get(report.step as usize)
+                    .map_or("start".into(), Step::stage);
+                let error = rustix::io::Errno::from_raw_os_error(report.error);
+                return Err(Error::io(format!("cannot {stage}"), error));
+            }
+        }
+    }
+}

@@ -1,0 +1,594 @@
+//! From a spec to what the launcher makes ([`Source`]) and what the child does ([`Step`]); pure.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use luna_core::process::{Rlimit, RlimitKind};
+use luna_core::{Error, Kind, Result};
+use rustix::mount::MountAttrFlags;
+use rustix::process::Resource;
+
+use crate::child::MOST_MOUNTS;
+use crate::mount::Source;
+use crate::spec::{Mount, Network, Root, Spec};
+use crate::step::{Descriptors, MOST_INHERITED, SLOTS, Slot, Step, TargetKind};
+use crate::sys::{Instruction, Strings};
+
+/// Directories and files of `/proc` that say or do too much; docker's list (moby `oci/defaults.go`).
+const MASKED_IN_PROC: [&CStr; 10] = [
+    c"acpi",
+    c"asound",
+    c"interrupts",
+    c"kcore",
+    c"keys",
+    c"latency_stats",
+    c"sched_debug",
+    c"scsi",
+    c"timer_list",
+    c"timer_stats",
+];
+const MASKED_IN_SYS: [&CStr; 2] = [c"firmware", c"devices/virtual/powercap"];
+const READ_ONLY_IN_PROC: [&CStr; 5] = [c"bus", c"fs", c"irq", c"sys", c"sysrq-trigger"];
+
+/// The character devices every jail has, with their numbers (`Documentation/admin-guide/devices.txt`).
+pub(crate) const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const QUIET: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+/// Descriptors made by the launcher that the child inherits by number.
+pub(crate) struct Inherited {
+    /// `tasks` files of version 1 cgroups to join.
+    pub(crate) cgroups: Vec<RawFd>,
+    pub(crate) seccomp: Option<Arc<[Instruction]>>,
+    pub(crate) landlock: Option<RawFd>,
+}
+
+pub(crate) struct Plan {
+    /// Slot n holds the mount of source n.
+    pub(crate) sources: Vec<Source>,
+    pub(crate) steps: Vec<Step>,
+}
+
+impl Plan {
+    pub(crate) fn new(spec: &Spec, inherited: &Inherited) -> Result<Plan> {
+        let mut draft = Draft {
+            sources: Vec::new(),
+            steps: Vec::new(),
+            next: SLOTS as u8,
+        };
+        draft.namespaces(spec, inherited);
+        draft.file_system(spec)?;
+        draft.confine(spec, inherited)?;
+        if draft.sources.len() > MOST_MOUNTS || usize::from(draft.next) < draft.sources.len() {
+            return Err(invalid(spec, format!("it has more than {MOST_MOUNTS} mounts")));
+        }
+        let count = draft.sources.len();
+        for step in &mut draft.steps {
+            if let Step::Receive(expected) = step {
+                *expected = count;
+            }
+        }
+        Ok(Plan {
+            sources: draft.sources,
+            steps: draft.steps,
+        })
+    }
+}
+
+struct Draft {
+    sources: Vec<Source>,
+    steps: Vec<Step>,
+    /// Slots the child fills are handed out from above.
+    next: u8,
+}
+
+impl Draft {
+    fn source(&mut self, source: Source) -> Slot {
+        self.sources.push(source);
+        Slot((self.sources.len() - 1).min(SLOTS - 1) as u8)
+    }
+
+    fn slot(&mut self) -> Slot {
+        self.next = self.next.saturating_sub(1);
+        Slot(self.next)
+    }
+
+    fn namespaces(&mut self, spec: &Spec, inherited: &Inherited) {
+        let defences = &spec.defences;
+        self.steps
+            .extend(inherited.cgroups.iter().map(|tasks| Step::JoinCgroup(*tasks)));
+        if defences.cgroup_namespace {
+            self.steps.push(Step::CgroupNamespace);
+        }
+        if defences.new_session_keyring {
+            self.steps.push(Step::SessionKeyring);
+        }
+        if spec.network == Network::Own {
+            self.steps.push(Step::LoopbackUp);
+        }
+        if defences.uts_namespace {
+            self.steps
+                .push(Step::Hostname(spec.hostname.clone().into_bytes()));
+        }
+        self.steps.extend([Step::Receive(0), Step::BecomeRoot]);
+        if defences.die_with_parent {
+            self.steps.push(Step::DieWithParent);
+        }
+        self.steps.push(Step::PrivateMounts);
+    }
+
+    /// One file system made by the child.
+    fn make(
+        &mut self,
+        kind: &'static CStr,
+        options: &[(&'static CStr, &str)],
+        attributes: MountAttrFlags,
+    ) -> Slot {
+        let into = self.slot();
+        let options = options
+            .iter()
+            .map(|(key, value)| (*key, literal(value)))
+            .collect();
+        self.steps.push(Step::Filesystem {
+            kind,
+            flags: &[],
+            options,
+            attributes,
+            into,
+        });
+        into
+    }
+
+    fn file_system(&mut self, spec: &Spec) -> Result<()> {
+        // Staging lies over the old root and is let go of with it: mounts wait there that are cloned from.
+        let staging = self.make(c"tmpfs", &[(c"mode", "700"), (c"size", "64k")], QUIET);
+        self.steps.push(Step::AttachOverRoot(staging));
+        for name in ["root", "empty", "files"] {
+            self.steps.push(Step::MakeDirectory {
+                at: staging,
+                path: literal(name),
+                mode: 0o700,
+            });
+        }
+        let empty = self.make(
+            c"tmpfs",
+            &[(c"mode", "555"), (c"size", "4k")],
+            QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        );
+        self.steps.push(Step::Attach {
+            mount: empty,
+            at: staging,
+            path: literal("empty"),
+        });
+
+        let root = match &spec.root {
+            Root::Overlay {
+                lower, upper, work, ..
+            } => self.source(Source::Overlay {
+                lower: lower.clone(),
+                upper: upper.clone(),
+                work: work.clone(),
+            }),
+            Root::Empty => self.make(
+                c"tmpfs",
+                &[(c"mode", "755"), (c"size", "1m")],
+                MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+            ),
+        };
+        self.steps.push(Step::Attach {
+            mount: root,
+            at: staging,
+            path: literal("root"),
+        });
+
+        let proc = self.kernel_file_systems(spec, root, empty)?;
+        let devices = self.devices(spec, root)?;
+        if spec.defences.masked_paths {
+            let null = self.slot();
+            self.steps.push(Step::Clone {
+                at: devices,
+                path: literal("null"),
+                into: null,
+            });
+            for path in MASKED_IN_PROC {
+                self.steps.push(Step::Mask {
+                    at: proc.proc,
+                    path,
+                    directory: empty,
+                    file: null,
+                });
+            }
+            for path in MASKED_IN_SYS {
+                self.steps.push(Step::Mask {
+                    at: proc.sys,
+                    path,
+                    directory: empty,
+                    file: null,
+                });
+            }
+        }
+        if spec.defences.read_only_paths {
+            for path in READ_ONLY_IN_PROC {
+                self.steps.push(Step::ReadOnlyPath { at: proc.proc, path });
+            }
+        }
+        self.files(spec, root, staging)?;
+        self.mounts(spec, root)?;
+        self.labels(spec, proc.proc)?;
+        if matches!(spec.root, Root::Empty | Root::Overlay { read_only: true, .. }) {
+            self.steps.push(Step::ReadOnly(root));
+        }
+        self.steps.extend([Step::Pivot(root), Step::CheckRoot(root)]);
+        self.descriptors(spec, devices)
+    }
+
+    fn kernel_file_systems(&mut self, spec: &Spec, root: Slot, empty: Slot) -> Result<KernelFileSystems> {
+        let read_only = if spec.defences.read_only_system {
+            MountAttrFlags::MOUNT_ATTR_RDONLY
+        } else {
+            MountAttrFlags::empty()
+        };
+        // A file system of the kernel's can be made only by the owner of the namespace it shows.
+        let proc = if spec.defences.pid_namespace {
+            self.make(c"proc", &[], QUIET)
+        } else {
+            self.source(Source::Kernel {
+                path: "/proc".into(),
+                read_only: false,
+            })
+        };
+        self.attach_in_root(spec, proc, root, Path::new("/proc"), TargetKind::Directory)?;
+        let sys = if spec.network == Network::Own {
+            self.make(c"sysfs", &[], QUIET | read_only)
+        } else {
+            self.source(Source::Kernel {
+                path: "/sys".into(),
+                read_only: spec.defences.read_only_system,
+            })
+        };
+        self.attach_in_root(spec, sys, root, Path::new("/sys"), TargetKind::Directory)?;
+        let cgroup = if spec.defences.cgroup_namespace {
+            self.make(c"cgroup2", &[], QUIET | read_only)
+        } else {
+            empty
+        };
+        self.steps.push(Step::Attach {
+            mount: cgroup,
+            at: sys,
+            path: literal("fs/cgroup"),
+        });
+        Ok(KernelFileSystems { proc, sys })
+    }
+
+    fn devices(&mut self, spec: &Spec, root: Slot) -> Result<Slot> {
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let devices = self.make(c"tmpfs", &[(c"mode", "755"), (c"size", "64k")], attributes);
+        for name in ["pts", "shm", "mqueue"] {
+            self.steps.push(Step::MakeDirectory {
+                at: devices,
+                path: literal(name),
+                mode: 0o755,
+            });
+        }
+        for (path, to) in [
+            ("ptmx", c"pts/ptmx"),
+            ("fd", c"/proc/self/fd"),
+            ("stdin", c"/proc/self/fd/0"),
+            ("stdout", c"/proc/self/fd/1"),
+            ("stderr", c"/proc/self/fd/2"),
+        ] {
+            self.steps.push(Step::MakeLink {
+                at: devices,
+                path: literal(path),
+                to,
+            });
+        }
+        for (name, ..) in DEVICES {
+            let path = literal(name);
+            self.steps.push(Step::MakeFile {
+                at: devices,
+                path,
+                content: Vec::new(),
+                mode: 0o600,
+            });
+        }
+        self.attach_in_root(spec, devices, root, Path::new("/dev"), TargetKind::Directory)?;
+        for (name, major, minor) in DEVICES {
+            let mount = self.source(Source::Device {
+                source: Path::new("/dev").join(name),
+                number: Some((major, minor)),
+                read_only: false,
+            });
+            self.steps.push(Step::Attach {
+                mount,
+                at: devices,
+                path: literal(name),
+            });
+        }
+        // Group 5 is `tty` on every distribution.
+        let pts = self.make(
+            c"devpts",
+            &[(c"mode", "0620"), (c"ptmxmode", "0666"), (c"gid", "5")],
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        );
+        self.steps.push(Step::Attach {
+            mount: pts,
+            at: devices,
+            path: literal("pts"),
+        });
+        let size = spec.shared_memory.0.to_string();
+        let shm = self.make(c"tmpfs", &[(c"mode", "1777"), (c"size", &size)], QUIET);
+        self.steps.push(Step::Attach {
+            mount: shm,
+            at: devices,
+            path: literal("shm"),
+        });
+        if spec.defences.ipc_namespace {
+            let mqueue = self.make(c"mqueue", &[], QUIET);
+            self.steps.push(Step::Attach {
+                mount: mqueue,
+                at: devices,
+                path: literal("mqueue"),
+            });
+        }
+        Ok(devices)
+    }
+
+    fn files(&mut self, spec: &Spec, root: Slot, staging: Slot) -> Result<()> {
+        if spec.files.is_empty() {
+            return Ok(());
+        }
+        let size = spec
+            .files
+            .iter()
+            .map(|file| file.content.len().next_multiple_of(4096) + 4096)
+            .sum::<usize>();
+        let files = self.make(c"tmpfs", &[(c"mode", "755"), (c"size", &size.to_string())], QUIET);
+        self.steps.push(Step::Attach {
+            mount: files,
+            at: staging,
+            path: literal("files"),
+        });
+        for (number, file) in spec.files.iter().enumerate() {
+            let path = literal(&number.to_string());
+            let into = self.slot();
+            self.steps.push(Step::MakeFile {
+                at: files,
+                path: path.clone(),
+                content: file.content.clone(),
+                mode: 0o644,
+            });
+            self.steps.push(Step::Clone {
+                at: files,
+                path,
+                into,
+            });
+            self.attach_in_root(spec, into, root, &file.target, TargetKind::File)?;
+        }
+        Ok(())
+    }
+
+    fn mounts(&mut self, spec: &Spec, root: Slot) -> Result<()> {
+        for mount in &spec.mounts {
+            let (slot, target, kind) = match mount {
+                Mount::Bind {
+                    source,
+                    target,
+                    read_only,
+                } => {
+                    let slot = self.source(Source::Bind {
+                        source: source.clone(),
+                        read_only: *read_only && spec.defences.read_only_binds,
+                        restricted: spec.defences.restricted_binds,
+                    });
+                    (slot, target, TargetKind::Like(slot))
+                }
+                Mount::Device {
+                    source,
+                    target,
+                    write,
+                    ..
+                } => {
+                    let slot = self.source(Source::Device {
+                        source: source.clone(),
+                        number: None,
+                        read_only: !write,
+                    });
+                    (slot, target, TargetKind::File)
+                }
+                Mount::Tmpfs {
+                    target,
+                    size,
+                    mode,
+                    executable,
+                } => {
+                    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+                    if !executable {
+                        attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                    }
+                    let mode = format!("{mode:o}");
+                    let size = size.map(|size| size.0.to_string());
+                    let mut options = vec![(c"mode", mode.as_str())];
+                    options.extend(size.as_deref().map(|size| (c"size", size)));
+                    let slot = self.make(c"tmpfs", &options, attributes);
+                    (slot, target, TargetKind::Directory)
+                }
+            };
+            self.attach_in_root(spec, slot, root, target, kind)?;
+        }
+        Ok(())
+    }
+
+    fn labels(&mut self, spec: &Spec, proc: Slot) -> Result<()> {
+        let labels = &spec.security_labels;
+        if let Some(profile) = &labels.apparmor {
+            let label = label(spec, profile)?;
+            let label = [b"exec ".as_slice(), label.as_bytes()].concat();
+            self.steps.push(Step::ExecLabel {
+                proc,
+                path: c"self/attr/apparmor/exec",
+                label,
+            });
+        }
+        if let Some(context) = &labels.selinux {
+            let label = label(spec, context)?.as_bytes().to_vec();
+            self.steps.push(Step::ExecLabel {
+                proc,
+                path: c"self/attr/exec",
+                label,
+            });
+        }
+        Ok(())
+    }
+
+    fn descriptors(&mut self, spec: &Spec, devices: Slot) -> Result<()> {
+        let program = &spec.program;
+        if program.descriptors.len() > MOST_INHERITED {
+            return Err(invalid(
+                spec,
+                format!("it inherits more than {MOST_INHERITED} descriptors"),
+            ));
+        }
+        for limit in &spec.rlimits {
+            self.steps.push(resource_limit(limit));
+        }
+        if spec.defences.no_new_privileges {
+            self.steps.push(Step::NoNewPrivileges);
+        }
+        let [stdin, stdout, stderr] = &program.stdio;
+        let raw = |fd: &Option<std::os::fd::OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        self.steps.push(Step::Descriptors(Descriptors {
+            stdio: [raw(stdin), raw(stdout), raw(stderr)],
+            inherited: program.descriptors.iter().map(AsRawFd::as_raw_fd).collect(),
+            executable: program.executable.as_raw_fd(),
+            devices,
+            close_others: spec.defences.close_descriptors,
+        }));
+        Ok(())
+    }
+
+    fn confine(&mut self, spec: &Spec, inherited: &Inherited) -> Result<()> {
+        if let Some(ruleset) = inherited.landlock {
+            let before = self.steps.len() - 1;
+            self.steps.insert(before, Step::Landlock(ruleset));
+        }
+        let keep = spec.defences.capabilities.bits();
+        self.steps.push(Step::BoundingSet(keep));
+        if let Some(program) = &inherited.seccomp {
+            self.steps.push(Step::Seccomp(Arc::clone(program)));
+        }
+        self.steps.push(Step::Capabilities(keep));
+        let program = &spec.program;
+        let text = |text: &str| {
+            CString::new(text).map_err(|_| invalid(spec, "an argument or variable has a NUL in it"))
+        };
+        let arguments = program
+            .arguments
+            .iter()
+            .map(|argument| text(argument))
+            .collect::<Result<_>>()?;
+        let environment = program
+            .environment
+            .iter()
+            .map(|(name, value)| text(&format!("{name}={value}")))
+            .collect::<Result<_>>()?;
+        self.steps.push(Step::Execute {
+            executable: 3 + program.descriptors.len() as RawFd + 1,
+            arguments: Strings::new(arguments),
+            environment: Strings::new(environment),
+        });
+        Ok(())
+    }
+
+    fn attach_in_root(
+        &mut self,
+        spec: &Spec,
+        mount: Slot,
+        root: Slot,
+        target: &Path,
+        kind: TargetKind,
+    ) -> Result<()> {
+        let bytes = target.as_os_str().as_bytes();
+        if !bytes.starts_with(b"/") || bytes.iter().all(|byte| *byte == b'/') {
+            return Err(invalid(
+                spec,
+                format!("`{}` is no absolute path below `/`", target.display()),
+            ));
+        }
+        let path = CString::new(bytes).map_err(|_| invalid(spec, "a path has a NUL in it"))?;
+        let in_root = spec.defences.resolve_in_root;
+        self.steps.push(Step::AttachInRoot {
+            mount,
+            root,
+            path,
+            kind,
+            in_root,
+        });
+        Ok(())
+    }
+}
+
+struct KernelFileSystems {
+    proc: Slot,
+    sys: Slot,
+}
+
+fn resource_limit(limit: &Rlimit) -> Step {
+    let resource = match limit.resource {
+        RlimitKind::Core => Resource::Core,
+        RlimitKind::Cpu => Resource::Cpu,
+        RlimitKind::Data => Resource::Data,
+        RlimitKind::Fsize => Resource::Fsize,
+        RlimitKind::Locks => Resource::Locks,
+        RlimitKind::Memlock => Resource::Memlock,
+        RlimitKind::Msgqueue => Resource::Msgqueue,
+        RlimitKind::Nice => Resource::Nice,
+        RlimitKind::Nofile => Resource::Nofile,
+        RlimitKind::Nproc => Resource::Nproc,
+        RlimitKind::Rss => Resource::Rss,
+        RlimitKind::Rtprio => Resource::Rtprio,
+        RlimitKind::Rttime => Resource::Rttime,
+        RlimitKind::Sigpending => Resource::Sigpending,
+        RlimitKind::Stack => Resource::Stack,
+    };
+    let value = |value: u64| (value != Rlimit::UNLIMITED).then_some(value);
+    let limit = rustix::process::Rlimit {
+        current: value(limit.soft),
+        maximum: value(limit.hard),
+    };
+    Step::ResourceLimit(resource, limit)
+}
+
+fn label<'a>(spec: &Spec, label: &'a str) -> Result<&'a str> {
+    let plain = !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    if plain {
+        Ok(label)
+    } else {
+        Err(invalid(spec, format!("`{}` is no label", label.escape_debug())))
+    }
+}
+
+/// A string of ours, or of digits.
+fn literal(text: &str) -> CString {
+    CString::new(text).expect("text of ours has no NUL")
+}
+
+pub(crate) fn invalid(spec: &Spec, why: impl Into<String>) -> Error {
+    Error::new(
+        Kind::InvalidInput,
+        format!("cannot build the jail `{}`", spec.name),
+    )
+    .because(why.into())
+}

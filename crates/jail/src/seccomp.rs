@@ -1,0 +1,42 @@
+//! The jail's seccomp filter: an allow-list no looser than docker's default (`profiles` of moby, `default_linux.go`), as
+//! BPF, compiled once for each set of openings and kept.
+//!
+//! It differs from docker's in being tighter: `AF_ALG` is closed as `AF_VSOCK` is (CVE-2026-31431), unshare(2) takes no
+//! namespace flag, and system calls of other ABIs of the same processor (i386 and x32 on x86-64, 32-bit on aarch64)
+//! do not exist. Calls newer than the list answer `ENOSYS`, so that programs fall back; closed ones answer `EPERM`.
+
+mod bpf;
+mod profile;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use luna_core::capability::Capabilities;
+
+use crate::spec::{Opening, Seccomp};
+use crate::sys::Instruction;
+
+type Key = (Seccomp, Capabilities);
+
+/// The program for a spec, or `None` where it asks for no filter. The same question is answered from memory.
+pub(crate) fn program(seccomp: &Seccomp, capabilities: Capabilities) -> Option<Arc<[Instruction]>> {
+    static COMPILED: Mutex<Option<HashMap<Key, Arc<[Instruction]>>>> = Mutex::new(None);
+    let Seccomp::Filter {
+        nested_user_namespaces,
+        also,
+    } = seccomp
+    else {
+        return None;
+    };
+    let key = (seccomp.clone(), capabilities);
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = compiled.get_or_insert_default();
+    let program = known
+        .entry(key)
+        .or_insert_with(|| compile(*nested_user_namespaces, also, capabilities));
+    Some(Arc::clone(program))
+}
+
+fn compile(nested: bool, also: &[Opening], capabilities: Capabilities) -> Arc<[Instruction]> {
+    bpf::compile(&profile::rules(nested, also, capabilities)).into()
+}
