@@ -16,7 +16,7 @@ pub struct HostReport {
     pub architecture: String,
     pub cpus: u32,
     pub memory_total: Bytes,
-    /// `MemAvailable`, or what the caller's own cgroup still allows if that is less.
+    /// `MemAvailable`.
     pub memory_available: Bytes,
     /// Whether Luna runs without root.
     pub rootless: bool,

@@ -10,12 +10,19 @@ use luna_core::host::{Check, EngineReport, Outcome};
 
 /// One report per accelerator.
 pub fn reports() -> Vec<EngineReport> {
-    [Accelerator::Tcg, Accelerator::Kvm].into_iter().map(report).collect()
+    [Accelerator::Tcg, Accelerator::Kvm]
+        .into_iter()
+        .map(report)
+        .collect()
 }
 
 fn report(accelerator: Accelerator) -> EngineReport {
     EngineReport {
-        profile: EngineProfile { wall: Wall::Vm, accelerator: Some(accelerator), root: RootForm::Disk },
+        profile: EngineProfile {
+            wall: Wall::Vm,
+            accelerator: Some(accelerator),
+            root: RootForm::Disk,
+        },
         checks: vec![Check {
             name: "engine".to_owned(),
             outcome: Outcome::Missing,

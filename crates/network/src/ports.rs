@@ -59,13 +59,24 @@ impl Ports {
                 let taken = error.kind() == io::ErrorKind::AddrInUse;
                 let error = Error::io(format!("cannot listen on `{address}`"), error);
                 if taken {
-                    error.hint(format!("stop what uses port {0}, or map another one: `-p 0:{1}` picks a free one", mapping.host, mapping.sandbox))
+                    error.hint(format!(
+                        "stop what uses port {0}, or map another one: `-p 0:{1}` picks a free one",
+                        mapping.host, mapping.sandbox
+                    ))
                 } else {
                     error
                 }
             })?;
-            let bound = listener.local_addr().map_err(|e| Error::io(format!("cannot listen on `{address}`"), e))?;
-            listeners.push((listener, PortMapping { host: bound.port(), ..*mapping }));
+            let bound = listener
+                .local_addr()
+                .map_err(|e| Error::io(format!("cannot listen on `{address}`"), e))?;
+            listeners.push((
+                listener,
+                PortMapping {
+                    host: bound.port(),
+                    ..*mapping
+                },
+            ));
         }
         Ok(Ports { listeners })
     }
@@ -82,7 +93,9 @@ impl Ports {
         let mut stops = Vec::new();
         for (listener, mapping) in self.listeners {
             listener.set_nonblocking(true).map_err(fail)?;
-            let (stop, stopped) = io::pipe().map(|(reader, writer)| (OwnedFd::from(writer), OwnedFd::from(reader))).map_err(fail)?;
+            let (stop, stopped) = io::pipe()
+                .map(|(reader, writer)| (OwnedFd::from(writer), OwnedFd::from(reader)))
+                .map_err(fail)?;
             let connect = Arc::clone(connect);
             let thread = thread::Builder::new()
                 .name(format!("port-{}", mapping.host))
@@ -116,7 +129,10 @@ impl Drop for Serving {
 fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, connect: &Connect) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
-        let mut fds = [PollFd::new(stopped, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(stopped, PollFlags::IN),
+            PollFd::new(listener, PollFlags::IN),
+        ];
         match rustix::event::poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return,
@@ -126,7 +142,14 @@ fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, connect: &Connec
         }
         let outside = match listener.accept() {
             Ok((outside, _)) => outside,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => continue,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                continue;
+            }
             Err(_) => {
                 // Out of descriptors or memory: the peer waits in the queue meanwhile.
                 thread::sleep(Duration::from_millis(50));
@@ -138,10 +161,13 @@ fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, connect: &Connec
             continue;
         }
         let (connect, count) = (Arc::clone(connect), Arc::clone(&open));
-        let spawned = thread::Builder::new().name("relay".to_owned()).stack_size(STACK).spawn(move || {
-            relay(outside, port, &connect);
-            count.fetch_sub(1, Ordering::Relaxed);
-        });
+        let spawned = thread::Builder::new()
+            .name("relay".to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                relay(outside, port, &connect);
+                count.fetch_sub(1, Ordering::Relaxed);
+            });
         if spawned.is_err() {
             open.fetch_sub(1, Ordering::Relaxed);
         }
@@ -151,13 +177,24 @@ fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, connect: &Connec
 fn relay(outside: TcpStream, port: u16, connect: &Connect) {
     let _ = outside.set_nonblocking(false);
     let _ = outside.set_nodelay(true);
-    let Ok(Inside { mut reader, mut writer }) = connect(port) else { return reset(&outside) };
-    let Ok(mut from_outside) = outside.try_clone() else { return };
-    let inward = thread::Builder::new().name("relay".to_owned()).stack_size(STACK).spawn(move || {
-        if pump(&mut from_outside, &mut *writer).is_ok() {
-            let _ = writer.finish();
-        }
-    });
+    let Ok(Inside {
+        mut reader,
+        mut writer,
+    }) = connect(port)
+    else {
+        return reset(&outside);
+    };
+    let Ok(mut from_outside) = outside.try_clone() else {
+        return;
+    };
+    let inward = thread::Builder::new()
+        .name("relay".to_owned())
+        .stack_size(STACK)
+        .spawn(move || {
+            if pump(&mut from_outside, &mut *writer).is_ok() {
+                let _ = writer.finish();
+            }
+        });
     let Ok(inward) = inward else { return };
     let mut to_outside = &outside;
     match pump(&mut reader, &mut to_outside) {
@@ -190,9 +227,12 @@ fn pump(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
 /// The mapping a user wrote: `[address:]host:sandbox`, `sandbox` alone for a port the system picks.
 pub fn parse(text: &str) -> Result<Vec<PortMapping>> {
     let invalid = |because: &str| {
-        Error::new(Kind::InvalidInput, format!("cannot read the port mapping `{}`", text.escape_debug()))
-            .because(because.to_owned())
-            .hint("write `8080:80`, `0.0.0.0:8080:80`, `[::1]:8080:80` or `80` for a free port")
+        Error::new(
+            Kind::InvalidInput,
+            format!("cannot read the port mapping `{}`", text.escape_debug()),
+        )
+        .because(because.to_owned())
+        .hint("write `8080:80`, `0.0.0.0:8080:80`, `[::1]:8080:80` or `80` for a free port")
     };
     let body = match text.rsplit_once('/') {
         Some((body, protocol)) if protocol.eq_ignore_ascii_case("tcp") => body,
@@ -200,16 +240,22 @@ pub fn parse(text: &str) -> Result<Vec<PortMapping>> {
         None => text,
     };
     let (address, ports) = if let Some(rest) = body.strip_prefix('[') {
-        let (address, ports) = rest.split_once("]:").ok_or_else(|| invalid("the address has no end"))?;
+        let (address, ports) = rest
+            .split_once("]:")
+            .ok_or_else(|| invalid("the address has no end"))?;
         (Some(address), ports)
     } else if body.matches(':').count() == 2 {
-        body.split_once(':').map(|(address, ports)| (Some(address), ports)).expect("two colons were counted")
+        body.split_once(':')
+            .map(|(address, ports)| (Some(address), ports))
+            .expect("two colons were counted")
     } else {
         (None, body)
     };
     let address = match address {
         None | Some("localhost") => std::net::Ipv4Addr::LOCALHOST.into(),
-        Some(address) => address.parse().map_err(|_| invalid("the address is no IP address"))?,
+        Some(address) => address
+            .parse()
+            .map_err(|_| invalid("the address is no IP address"))?,
     };
     let range = |text: &str| -> Option<(u16, u16)> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -218,8 +264,10 @@ pub fn parse(text: &str) -> Result<Vec<PortMapping>> {
     };
     let (host, sandbox) = ports.split_once(':').unwrap_or(("0", ports));
     let host = if host.is_empty() { "0" } else { host };
-    let (host_first, host_last) = range(host).ok_or_else(|| invalid("the host's port is no number from 0 to 65535"))?;
-    let (first, last) = range(sandbox).ok_or_else(|| invalid("the sandbox's port is no number from 1 to 65535"))?;
+    let (host_first, host_last) =
+        range(host).ok_or_else(|| invalid("the host's port is no number from 0 to 65535"))?;
+    let (first, last) =
+        range(sandbox).ok_or_else(|| invalid("the sandbox's port is no number from 1 to 65535"))?;
     if first == 0 {
         return Err(invalid("the sandbox's port cannot be 0"));
     }
@@ -229,7 +277,11 @@ pub fn parse(text: &str) -> Result<Vec<PortMapping>> {
     Ok((first..=last)
         .map(|sandbox| PortMapping {
             address,
-            host: if host_last == 0 { 0 } else { host_first + (sandbox - first) },
+            host: if host_last == 0 {
+                0
+            } else {
+                host_first + (sandbox - first)
+            },
             sandbox,
         })
         .collect())
@@ -250,11 +302,17 @@ mod tests {
             ("[::1]:1:2", "::1", 1, 2),
         ];
         for (text, address, host, sandbox) in table {
-            let expected = PortMapping { address: address.parse().unwrap(), host, sandbox };
+            let expected = PortMapping {
+                address: address.parse().unwrap(),
+                host,
+                sandbox,
+            };
             assert_eq!(parse(text).unwrap(), [expected], "{text}");
         }
         assert_eq!(parse("8000-8002:80-82").unwrap().len(), 3);
-        for bad in ["", "a", "1:0", "1:2/udp", "70000:1", "1-2:3", "x:1:2", "[::1:1:2", "3-1:3-1"] {
+        for bad in [
+            "", "a", "1:0", "1:2/udp", "70000:1", "1-2:3", "x:1:2", "[::1:1:2", "3-1:3-1",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
@@ -275,7 +333,11 @@ mod tests {
     }
 
     fn any_port() -> PortMapping {
-        PortMapping { address: std::net::Ipv4Addr::LOCALHOST.into(), host: 0, sandbox: 7 }
+        PortMapping {
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            host: 0,
+            sandbox: 7,
+        }
     }
 
     #[test]
@@ -291,7 +353,10 @@ mod tests {
         let connect: Connect = Arc::new(move |port| {
             assert_eq!(port, 7);
             let stream = TcpStream::connect(target).unwrap();
-            Ok(Inside { reader: Box::new(stream.try_clone().unwrap()), writer: Box::new(Half(stream)) })
+            Ok(Inside {
+                reader: Box::new(stream.try_clone().unwrap()),
+                writer: Box::new(Half(stream)),
+            })
         });
         let ports = Ports::bind(&[any_port()]).unwrap();
         let bound = ports.mappings()[0];

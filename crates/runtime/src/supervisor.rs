@@ -1,0 +1,452 @@
+//! The supervisor: one process per sandbox that owns its instance, its ports and its log.
+//!
+//! It is born with a control socket whose first request is `Launch`, takes the sandbox's lock, listens on
+//! `control.sock` and lives as long as the sandbox, restarts included. Killed, it takes everything along: the kernel ends
+//! init when its parent dies, and init's pid namespace with it. What outlives processes (cgroups) is reclaimed by the
+//! next command that touches the sandbox.
+//!
+//! ```text
+//! thread            waits for                          does
+//! main              the main process                   start, restart, last word
+//! out, err          bytes from init                    log, then every attached client
+//! server            connections                        one thread per client and request
+//! health            the interval                       an exec
+//! ports             connections on the host            relays (luna-network)
+//! ```
+
+mod bundle;
+mod clients;
+mod hub;
+pub(crate) mod live;
+mod requests;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use luna_core::engine::{Endpoint, Engine};
+use luna_core::event::Action;
+use luna_core::name::Id;
+use luna_core::process::ExitStatus;
+use luna_core::spec::{Network, RestartPolicy};
+use luna_core::{Error, Kind, Result};
+use luna_guest::session::{Child, Session, StreamReader};
+use luna_image::Store;
+use luna_network::ports::{Connect, Inside, Inward, Ports, Serving};
+use rustix::fs::FlockOperation;
+
+use crate::control::frame::{self, FrameKind};
+use crate::control::{Ended, Request, SOCKET};
+use crate::layout::{self, Layout};
+use crate::log::{self, Source, timestamp};
+use crate::record::{PlannedMount, Record, State};
+use crate::sandbox::{self, Sandbox};
+use crate::volumes::Volumes;
+use crate::{events, health, registry};
+
+use live::{Live, Running, Shared};
+
+/// Stacks of helper threads; they copy bytes and little else.
+pub(crate) const STACK: usize = 128 << 10;
+/// How long clients get to read their last frames.
+const FAREWELL: Duration = Duration::from_secs(2);
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// A program that ran this long starts the delays anew.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// Supervises sandbox `id` until it has ended. Every failure reaches the client behind `control`.
+pub fn supervise(layout: &Layout, store: &Store, id: &Id, engine: &dyn Engine, control: UnixStream) {
+    let mut control = control;
+    if let Err(error) = begin(layout, store, id, engine, &mut control) {
+        let _ = frame::write_json(&mut control, FrameKind::Error, &error.report());
+    }
+}
+
+/// Takes the lock and the first request, then runs. An error from here has not been told to anybody.
+fn begin(
+    layout: &Layout,
+    store: &Store,
+    id: &Id,
+    engine: &dyn Engine,
+    control: &mut UnixStream,
+) -> Result<()> {
+    let directory = layout.sandbox(id);
+    let sandbox = Sandbox::load(directory.clone())?;
+    let lock = layout::open_lock(&directory.join(sandbox::LOCK))?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        Error::new(Kind::Conflict, format!("cannot start `{}`", sandbox.record.name))
+            .because("it is running already")
+    })?;
+    let mut payload = Vec::new();
+    let request =
+        frame::read(control, &mut payload).map_err(|e| Error::io("cannot read the first request", e))?;
+    let attach = match request {
+        Some(FrameKind::Request) => match frame::parse(&payload)? {
+            Request::Launch { attach } => attach,
+            _ => {
+                return Err(Error::new(
+                    Kind::InvalidInput,
+                    "cannot do that before the sandbox is started",
+                ));
+            }
+        },
+        // Whoever asked is gone.
+        _ => return Ok(()),
+    };
+    // A supervisor that was killed may have left cgroups.
+    if sandbox.status()?.state == State::Exited {
+        engine.reclaim(id)?;
+    }
+    let listener = listen(&directory)?;
+    let shared = Arc::new(Shared::new(sandbox.clone(), layout.clone())?);
+    let keeper = Keeper {
+        layout,
+        store,
+        engine,
+        record: sandbox.record,
+        shared: Arc::clone(&shared),
+    };
+    let outcome = keeper.run(control, attach, listener);
+    shared.hub.farewell(FAREWELL);
+    shared.clients.farewell(FAREWELL);
+    drop(lock);
+    outcome
+}
+
+/// Listens in the sandbox's directory, through an fd so that the path may be long.
+fn listen(directory: &std::path::Path) -> Result<UnixListener> {
+    let fail = |e| Error::io(format!("cannot listen in `{}`", directory.display()), e);
+    match std::fs::remove_file(directory.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let handle = std::fs::File::open(directory).map_err(fail)?;
+    UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd())).map_err(fail)
+}
+
+struct Keeper<'a> {
+    layout: &'a Layout,
+    store: &'a Store,
+    engine: &'a dyn Engine,
+    record: Record,
+    shared: Arc<Shared>,
+}
+
+/// One life of the main process: from start to exit.
+struct Life {
+    instance: Box<dyn luna_core::engine::Instance>,
+    child: Child,
+}
+
+impl Keeper<'_> {
+    fn run(
+        &self,
+        control: &mut UnixStream,
+        attach: Option<crate::control::Attach>,
+        listener: UnixListener,
+    ) -> Result<()> {
+        let first = self
+            .bind_ports()
+            .and_then(|ports| self.start().map(|life| (ports, life)));
+        let (ports, mut life) = match first {
+            Ok(started) => started,
+            Err(error) => {
+                let error = error.context(format!("cannot start `{}`", self.record.name));
+                self.never_ran(&error);
+                return Err(error);
+            }
+        };
+        let reader = control
+            .try_clone()
+            .map_err(|e| Error::io("cannot use the control socket", e))?;
+        let told = frame::write_json(control, FrameKind::Ok, &());
+        if told.is_ok()
+            && let Some(attach) = attach
+        {
+            clients::attached(&self.shared, reader, attach);
+        }
+        clients::serve(&self.shared, listener)?;
+        let _ports = ports.map(|ports| self.serve_ports(ports)).transpose()?;
+        let mut delay = FIRST_DELAY;
+        let mut failures = 0;
+        loop {
+            let began = Instant::now();
+            let ended = self.live(life);
+            let Some(again) = self.after(&ended, &mut failures) else {
+                return self.finish(ended);
+            };
+            if began.elapsed() >= STEADY {
+                delay = FIRST_DELAY;
+            }
+            self.shared.update(|live| live.status.state = State::Restarting);
+            if self.shared.stopped_within(delay) {
+                return self.finish(ended);
+            }
+            delay = (delay * 2).min(LONGEST_DELAY);
+            life = match self.start() {
+                Ok(life) => life,
+                Err(error) => {
+                    let ended = Ended {
+                        code: error.kind().exit_code(),
+                        out_of_memory: false,
+                        error: Some(error.report()),
+                    };
+                    return self.finish(ended);
+                }
+            };
+            self.shared.update(|live| live.status.restarts += 1);
+            events::record(self.layout, &self.record, again);
+        }
+    }
+
+    fn bind_ports(&self) -> Result<Option<Ports>> {
+        let wanted = &self.record.spec.ports;
+        if wanted.is_empty() || self.record.spec.network == Network::Host {
+            return Ok(None);
+        }
+        let ports = Ports::bind(wanted)?;
+        self.shared.update(|live| live.status.ports = ports.mappings());
+        Ok(Some(ports))
+    }
+
+    fn serve_ports(&self, ports: Ports) -> Result<Serving> {
+        let shared = Arc::clone(&self.shared);
+        let connect: Connect = Arc::new(move |port| {
+            let session = shared.session()?;
+            let (reader, writer) = session.connect(port)?;
+            Ok(Inside {
+                reader: Box::new(reader),
+                writer: Box::new(IntoSandbox(Some(writer))),
+            })
+        });
+        ports.serve(&connect)
+    }
+
+    /// Builds the wall, shakes hands with init, starts the main process.
+    fn start(&self) -> Result<Life> {
+        let endpoint = match self.record.spec.network {
+            Network::None => Endpoint::None,
+            Network::Host => Endpoint::Host,
+        };
+        let bundle = bundle::assemble(self.layout, self.store, &self.record, endpoint)?;
+        let mut instance = self.engine.start(bundle)?;
+        let session = Session::open(instance.channel()?)?;
+        let child = session.start(&self.record.process)?;
+        let now = timestamp(SystemTime::now());
+        let control = Arc::from(instance.control());
+        let mut child = child;
+        let stdin = child.stdin.take();
+        self.shared.update(|live| {
+            live.running = Some(Running {
+                session,
+                main: child.handle(),
+                control,
+            });
+            live.status.state = State::Running;
+            live.status.started = Some(now);
+            live.status.finished = None;
+            live.status.exit_code = None;
+            live.status.error = None;
+            live.status.out_of_memory = false;
+            live.status.supervisor = Some(std::process::id());
+        });
+        self.shared.set_stdin(stdin);
+        self.shared.store();
+        events::record(self.layout, &self.record, Action::Start);
+        Ok(Life { instance, child })
+    }
+
+    /// From started to ended; the instance and everything it held is gone when this returns.
+    fn live(&self, life: Life) -> Ended {
+        let Life { mut instance, child } = life;
+        let handle = child.handle();
+        let Child { stdout, stderr, .. } = child;
+        let health = health::watch(&self.shared, &self.record);
+        let mut pumps = vec![self.pump(Source::Stdout, stdout)];
+        pumps.extend(stderr.map(|stderr| self.pump(Source::Stderr, stderr)));
+        let waited = handle.wait();
+        for pump in pumps.into_iter().flatten() {
+            let _ = pump.join();
+        }
+        self.shared.log(log::Writer::finish);
+        self.shared.set_stdin(None);
+        let usage = instance.control().usage().unwrap_or_default();
+        // The main process is gone, or init itself is: what its wall says then is the last word.
+        let status = match waited {
+            Ok(status) => {
+                let _ = instance.control().kill();
+                let _ = instance.wait();
+                Ok(status)
+            }
+            Err(error) => {
+                let _ = instance.control().kill();
+                let _ = instance.wait();
+                Err(error)
+            }
+        };
+        self.shared.update(|live| live.running = None);
+        drop(health);
+        drop(instance);
+        let out_of_memory = usage.out_of_memory();
+        if out_of_memory {
+            events::record(self.layout, &self.record, Action::Oom);
+        }
+        match status {
+            Ok(status) => Ended {
+                code: status.code(),
+                out_of_memory,
+                error: None,
+            },
+            Err(error) => Ended {
+                code: ExitStatus::Signal {
+                    number: crate::signal::KILL,
+                    core_dumped: false,
+                }
+                .code(),
+                out_of_memory,
+                error: (!self.shared.was_killed()).then(|| error.report()),
+            },
+        }
+    }
+
+    fn pump(&self, source: Source, mut stream: StreamReader) -> Option<thread::JoinHandle<()>> {
+        let shared = Arc::clone(&self.shared);
+        let kind = if source == Source::Stdout {
+            FrameKind::Stdout
+        } else {
+            FrameKind::Stderr
+        };
+        let pump = move || {
+            let mut piece = vec![0; frame::PIECE];
+            loop {
+                match io::Read::read(&mut stream, &mut piece) {
+                    Ok(0) => return,
+                    Ok(count) => {
+                        shared.hub.publish(kind, &piece[..count]);
+                        shared.log(|log| log.write(source, &piece[..count]));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
+            }
+        };
+        // Without its pump the program would block at the end of its window; it is killed instead, by the wait below.
+        thread::Builder::new()
+            .name("output".to_owned())
+            .stack_size(STACK)
+            .spawn(pump)
+            .ok()
+    }
+
+    /// Whether the restart policy brings it back.
+    fn after(&self, ended: &Ended, failures: &mut u32) -> Option<Action> {
+        events::record(
+            self.layout,
+            &self.record,
+            Action::Die {
+                exit_code: ended.code,
+            },
+        );
+        let (policy, stopped) = self.shared.look(|live| (live.restart, live.status.stopped));
+        if stopped {
+            return None;
+        }
+        *failures = if ended.code == 0 { 0 } else { *failures + 1 };
+        let again = match policy {
+            RestartPolicy::No => false,
+            RestartPolicy::OnFailure(most) => ended.code != 0 && (most == 0 || *failures <= most),
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+        };
+        again.then_some(Action::Restart)
+    }
+
+    /// The last word: on disk first, then to everybody who waits.
+    fn finish(&self, ended: Ended) -> Result<()> {
+        self.shared.update(|live| {
+            live.status.state = State::Exited;
+            live.status.exit_code = Some(ended.code);
+            live.status.out_of_memory = ended.out_of_memory;
+            live.status.error.clone_from(&ended.error);
+            live.status.finished = Some(timestamp(SystemTime::now()));
+            live.status.supervisor = None;
+            live.status.health = None;
+            live.status.ports.clear();
+        });
+        let grave = if self.record.spec.remove {
+            Some(registry::discard(self.layout, &self.shared.sandbox)?)
+        } else {
+            self.shared.store();
+            let _ = std::fs::remove_file(self.layout.sandbox(&self.record.id).join(SOCKET));
+            None
+        };
+        self.shared.end(ended);
+        if let Some(grave) = grave {
+            registry::bury(&grave);
+            remove_anonymous_volumes(self.layout, &self.record);
+            events::record(self.layout, &self.record, Action::Destroy);
+        }
+        Ok(())
+    }
+
+    /// A first start that failed: a sandbox to be removed vanishes, another one keeps the reason.
+    fn never_ran(&self, error: &Error) {
+        let directory = self.layout.sandbox(&self.record.id);
+        let _ = std::fs::remove_file(directory.join(SOCKET));
+        self.shared.update(|live: &mut Live| {
+            live.status.state = State::Created;
+            live.status.exit_code = Some(error.kind().exit_code());
+            live.status.error = Some(error.report());
+            live.status.supervisor = None;
+            live.status.ports.clear();
+        });
+        if self.record.spec.remove {
+            if let Ok(grave) = registry::discard(self.layout, &self.shared.sandbox) {
+                registry::bury(&grave);
+            }
+            remove_anonymous_volumes(self.layout, &self.record);
+        } else {
+            self.shared.store();
+        }
+    }
+}
+
+/// Removes the volumes that were made for this sandbox alone.
+pub(crate) fn remove_anonymous_volumes(layout: &Layout, record: &Record) {
+    let volumes = Volumes::new(layout);
+    for mount in &record.mounts {
+        if let PlannedMount::Volume {
+            name,
+            anonymous: true,
+            ..
+        } = mount
+        {
+            let _ = volumes.remove(name, &[]);
+        }
+    }
+}
+
+/// The writing half of a relay; finishing it consumes the stream's writer.
+struct IntoSandbox(Option<luna_guest::session::StreamWriter>);
+
+impl io::Write for IntoSandbox {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Inward for IntoSandbox {
+    fn finish(&mut self) -> io::Result<()> {
+        match self.0.take() {
+            Some(writer) => writer.finish(),
+            None => Ok(()),
+        }
+    }
+}

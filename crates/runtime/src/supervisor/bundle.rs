@@ -1,0 +1,151 @@
+//! From a record to a bundle: what was planned meets what lies on disk.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use luna_core::engine::{Bundle, Confinement, Endpoint, Mount, OverlaidFile, Tree};
+use luna_core::spec::Network;
+use luna_core::units::Bytes;
+use luna_core::{Error, Kind, Result};
+use luna_image::Store;
+
+use crate::layout::Layout;
+use crate::record::{PlannedMount, Record};
+use crate::volumes::Volumes;
+
+/// Everything an engine needs. Layers that are not unpacked yet are unpacked.
+pub(crate) fn assemble(
+    layout: &Layout,
+    store: &Store,
+    record: &Record,
+    endpoint: Endpoint,
+) -> Result<Bundle> {
+    let image = store.get(&record.image.id)?;
+    let directory = layout.sandbox(&record.id);
+    let lower = store.tree(&image, &|_| {})?;
+    let mounts = mounts(layout, record)?;
+    let security = &record.spec.security;
+    Ok(Bundle {
+        id: record.id.clone(),
+        init: init()?,
+        root: Tree {
+            lower,
+            upper: directory.join("upper"),
+            work: directory.join("work"),
+            read_only: record.spec.read_only,
+        },
+        ids: record.ids,
+        hostname: record.hostname.clone(),
+        files: files(record)?,
+        mounts,
+        endpoint,
+        resources: record.spec.resources.clone(),
+        confinement: Confinement {
+            capabilities: record.process.capabilities,
+            no_new_privileges: record.process.no_new_privileges,
+            nested_user_namespaces: record.nested_user_namespaces,
+            seccomp: security.seccomp,
+            devices: security.devices.clone(),
+            apparmor: security.apparmor.clone(),
+            selinux: security.selinux.clone(),
+        },
+    })
+}
+
+/// `luna-init`, beside Luna's own executable or in `../lib/luna`, as a sealed memfd.
+fn init() -> Result<std::os::fd::OwnedFd> {
+    let executable =
+        std::env::current_exe().map_err(|e| Error::io("cannot find Luna's own executable", e))?;
+    let beside = executable.parent().unwrap_or_else(|| Path::new("/"));
+    let explicit = std::env::var_os("LUNA_INIT").map(PathBuf::from);
+    let candidates = explicit
+        .into_iter()
+        .chain([beside.join("luna-init"), beside.join("../lib/luna/luna-init")]);
+    for candidate in candidates {
+        if candidate.exists() {
+            return luna_jail::sealed(&candidate);
+        }
+    }
+    Err(Error::new(Kind::NotFound, "cannot find `luna-init`")
+        .because(format!(
+            "it is neither in `{}` nor in `../lib/luna` from there",
+            beside.display()
+        ))
+        .hint("install Luna whole (`make install`), or name the file with `LUNA_INIT`"))
+}
+
+/// The small files that tell a sandbox who it is.
+fn files(record: &Record) -> Result<Vec<OverlaidFile>> {
+    let spec = &record.spec;
+    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let own = match spec.network {
+        Network::None => "127.0.0.1",
+        Network::Host => "127.0.1.1",
+    };
+    writeln!(hosts, "{own}\t{}", record.hostname).expect("a String takes every write");
+    for (name, address) in &spec.extra_hosts {
+        writeln!(hosts, "{address}\t{name}").expect("a String takes every write");
+    }
+    let resolv = match spec.network {
+        _ if !spec.dns.is_empty() => spec.dns.iter().fold(String::new(), |mut text, address| {
+            writeln!(text, "nameserver {address}").expect("a String takes every write");
+            text
+        }),
+        Network::None => String::new(),
+        Network::Host => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
+    let file = |target: &str, content: String| OverlaidFile {
+        target: target.into(),
+        content: content.into_bytes(),
+    };
+    Ok(vec![
+        file("/etc/hosts", hosts),
+        file("/etc/hostname", format!("{}\n", record.hostname)),
+        file("/etc/resolv.conf", resolv),
+    ])
+}
+
+fn mounts(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
+    let volumes = Volumes::new(layout);
+    record
+        .mounts
+        .iter()
+        .map(|mount| {
+            Ok(match mount.clone() {
+                PlannedMount::Bind {
+                    source,
+                    target,
+                    read_only,
+                } => Mount::Bind {
+                    source,
+                    target,
+                    read_only,
+                },
+                PlannedMount::Tmpfs {
+                    target,
+                    size,
+                    mode,
+                    executable,
+                } => Mount::Tmpfs {
+                    target,
+                    size: size.map(Bytes),
+                    mode,
+                    executable,
+                },
+                PlannedMount::Volume {
+                    name,
+                    target,
+                    read_only,
+                    ..
+                } => {
+                    let (volume, _) = volumes.create(&name)?;
+                    Mount::Bind {
+                        source: volume.data,
+                        target,
+                        read_only,
+                    }
+                }
+            })
+        })
+        .collect()
+}

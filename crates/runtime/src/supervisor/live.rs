@@ -1,0 +1,194 @@
+//! What the supervisor's threads share: how the sandbox fares, and the way to its processes.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use luna_core::Result;
+use luna_core::engine::Control;
+use luna_core::spec::RestartPolicy;
+use luna_guest::session::{ChildHandle, Session, StreamWriter};
+
+use super::clients::Clients;
+use super::hub::Hub;
+use crate::control::Ended;
+use crate::layout::Layout;
+use crate::log;
+use crate::record::Status;
+use crate::sandbox::{self, Sandbox};
+
+/// The mutable part, behind one lock.
+pub(crate) struct Live {
+    pub(crate) status: Status,
+    pub(crate) restart: RestartPolicy,
+    pub(crate) running: Option<Running>,
+    /// Somebody sent `SIGKILL` through us, so an end without an exit status is no surprise.
+    killed: bool,
+    ended: Option<Ended>,
+}
+
+/// The way to what runs at this moment.
+#[derive(Clone)]
+pub(crate) struct Running {
+    pub(crate) session: Session,
+    pub(crate) main: ChildHandle,
+    pub(crate) control: Arc<dyn Control>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) layout: Layout,
+    pub(crate) hub: Hub,
+    pub(crate) clients: Clients,
+    live: Mutex<Live>,
+    changed: Condvar,
+    log: Mutex<log::Writer>,
+    stdin: Mutex<Option<StreamWriter>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(sandbox: Sandbox, layout: Layout) -> Result<Shared> {
+        let mut status = sandbox.status()?;
+        status.stopped = false;
+        status.restarts = 0;
+        let log = log::Writer::open(sandbox.directory(), sandbox.record.spec.log)?;
+        let restart = sandbox.record.spec.restart;
+        Ok(Shared {
+            sandbox,
+            layout,
+            hub: Hub::default(),
+            clients: Clients::default(),
+            live: Mutex::new(Live {
+                status,
+                restart,
+                running: None,
+                killed: false,
+                ended: None,
+            }),
+            changed: Condvar::new(),
+            log: Mutex::new(log),
+            stdin: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn look<T>(&self, see: impl FnOnce(&Live) -> T) -> T {
+        see(&lock(&self.live))
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Live)) {
+        change(&mut lock(&self.live));
+        self.changed.notify_all();
+    }
+
+    /// Writes the status as it is. A full disk must not end a sandbox: the lock still tells that it runs.
+    pub(crate) fn store(&self) {
+        let live = lock(&self.live);
+        let _ = sandbox::store_status(self.sandbox.directory(), &live.status);
+    }
+
+    pub(crate) fn log(&self, with: impl FnOnce(&mut log::Writer)) {
+        with(&mut lock(&self.log));
+    }
+
+    pub(crate) fn running(&self) -> Result<Running> {
+        self.look(|live| live.running.clone())
+            .ok_or_else(|| self.sandbox.not_running())
+    }
+
+    pub(crate) fn session(&self) -> Result<Session> {
+        self.running().map(|running| running.session)
+    }
+
+    pub(crate) fn set_stdin(&self, stdin: Option<StreamWriter>) {
+        *lock(&self.stdin) = stdin;
+    }
+
+    /// Hands the main process's input to `with`; `None` where it has none or its end was said.
+    pub(crate) fn stdin(&self) -> MutexGuard<'_, Option<StreamWriter>> {
+        lock(&self.stdin)
+    }
+
+    pub(crate) fn mark_killed(&self) {
+        self.update(|live| live.killed = true);
+    }
+
+    pub(crate) fn was_killed(&self) -> bool {
+        self.look(|live| live.killed)
+    }
+
+    /// No restart follows from here on.
+    pub(crate) fn mark_stopped(&self) {
+        self.update(|live| live.status.stopped = true);
+    }
+
+    /// Waits for a delay to pass; true if the sandbox was stopped meanwhile.
+    pub(crate) fn stopped_within(&self, delay: Duration) -> bool {
+        let until = Instant::now() + delay;
+        let mut live = lock(&self.live);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if live.status.stopped {
+                return true;
+            }
+            if left.is_zero() {
+                return false;
+            }
+            live = self
+                .changed
+                .wait_timeout(live, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The sandbox's end, told to every waiter and attached client.
+    pub(crate) fn end(&self, ended: Ended) {
+        self.hub.end(&ended);
+        self.update(|live| live.ended = Some(ended));
+    }
+
+    /// Waits for the end; `None` when `bound` passed first.
+    pub(crate) fn ended(&self, bound: Option<Duration>) -> Option<Ended> {
+        let until = bound.map(|bound| Instant::now() + bound);
+        let mut live = lock(&self.live);
+        loop {
+            if let Some(ended) = &live.ended {
+                return Some(ended.clone());
+            }
+            live = match until {
+                None => self.changed.wait(live).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    self.changed
+                        .wait_timeout(live, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+
+    /// Waits until this life of the main process is over, restart or not; true if it is within `bound`.
+    pub(crate) fn gone_within(&self, bound: Duration) -> bool {
+        let until = Instant::now() + bound;
+        let mut live = lock(&self.live);
+        while live.running.is_some() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            live = self
+                .changed
+                .wait_timeout(live, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+}

@@ -1,0 +1,97 @@
+//! Named volumes: directories that outlive sandboxes. Ids on disk are the sandbox's own; root's mounts map them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use luna_core::name::Name;
+use luna_core::{Error, Kind, Result};
+
+use crate::layout::{self, Layout};
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub name: Name,
+    /// What is mounted.
+    pub data: PathBuf,
+    pub created: SystemTime,
+}
+
+/// All volumes of one Luna.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    layout: Layout,
+}
+
+impl Volumes {
+    pub(crate) fn new(layout: &Layout) -> Volumes {
+        Volumes {
+            layout: layout.clone(),
+        }
+    }
+
+    fn data(&self, name: &Name) -> PathBuf {
+        self.layout.volumes().join(name.as_str()).join("data")
+    }
+
+    /// Makes the volume unless it is there; tells whether it was made.
+    pub fn create(&self, name: &Name) -> Result<(Volume, bool)> {
+        let data = self.data(name);
+        let made = !data.exists();
+        if made {
+            layout::make_directory(&data)?;
+            // Sandboxes' users walk in through the mount; the directories above it are closed.
+            let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+            fs::set_permissions(&data, open)
+                .map_err(|e| Error::io(format!("cannot make volume `{name}`"), e))?;
+        }
+        Ok((self.get(name)?, made))
+    }
+
+    pub fn get(&self, name: &Name) -> Result<Volume> {
+        let data = self.data(name);
+        let metadata = fs::metadata(&data).map_err(|e| {
+            Error::io(format!("cannot find a volume `{name}`"), e).hint("`luna volume ls` lists them all")
+        })?;
+        let created = metadata
+            .created()
+            .or_else(|_| metadata.modified())
+            .unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(Volume {
+            name: name.clone(),
+            data,
+            created,
+        })
+    }
+
+    pub fn list(&self) -> Result<Vec<Volume>> {
+        let path = self.layout.volumes();
+        let entries =
+            fs::read_dir(&path).map_err(|e| Error::io(format!("cannot list `{}`", path.display()), e))?;
+        let mut volumes: Vec<Volume> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<Name>().ok())
+            .filter_map(|name| self.get(&name).ok())
+            .collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(volumes)
+    }
+
+    /// Deletes a volume that no sandbox names; `users` are those that do.
+    pub(crate) fn remove(&self, name: &Name, users: &[Name]) -> Result<()> {
+        self.get(name)?;
+        if let Some(user) = users.first() {
+            return Err(
+                Error::new(Kind::Conflict, format!("cannot remove volume `{name}`"))
+                    .because(format!("sandbox `{user}` uses it"))
+                    .hint(format!("remove the sandbox first: `luna rm {user}`")),
+            );
+        }
+        let grave = self.layout.trash().join(format!("volume-{name}"));
+        fs::rename(self.layout.volumes().join(name.as_str()), &grave)
+            .map_err(|e| Error::io(format!("cannot remove volume `{name}`"), e))?;
+        crate::registry::bury(&grave);
+        Ok(())
+    }
+}
