@@ -144,6 +144,10 @@ impl Temporary {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn handle(&self) -> &File {
         &self.handle
     }

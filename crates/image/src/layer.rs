@@ -6,7 +6,7 @@
 //! ```
 //! The caller's thread never touches the target, the confined one never the source. Decompression and writing overlap.
 
-mod archive;
+pub(crate) mod archive;
 mod compression;
 mod confine;
 pub(crate) mod tree;
@@ -80,6 +80,16 @@ pub(crate) fn opaque_attribute(rootless: bool) -> &'static str {
         true => "user.overlay.opaque",
         false => "trusted.overlay.opaque",
     }
+}
+
+/// Only what a sandbox may rightly carry: user attributes, file capabilities and ACLs. Overlay's own attributes would
+/// rewrite the view of other layers.
+pub(crate) fn is_allowed_attribute(name: &[u8]) -> bool {
+    let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+    user || matches!(
+        name,
+        b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
+    )
 }
 
 /// An archive that was unpacked.
@@ -215,3 +225,6 @@ impl Read for ChunkReader {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,8 @@
     reason = "a match on a question reads as a table of its two answers"
 )]
 
+pub mod build;
+pub mod diff;
 mod digest;
 mod files;
 mod image;
@@ -25,6 +27,7 @@ pub mod manifest;
 mod platform;
 mod reference;
 mod store;
+mod tarball;
 
 pub use digest::{Digest, Hasher};
 pub use image::{Extensions, Healthcheck, Image, Layer};

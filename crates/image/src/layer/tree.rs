@@ -461,11 +461,9 @@ impl<'a> TreeWriter<'a> {
         })
     }
 
-    /// Only what a sandbox may rightly carry: user attributes, file capabilities and ACLs. Overlay's own attributes
-    /// would rewrite the view of other layers.
     fn attributes(file: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
         for (name, value) in &entry.xattrs {
-            if !is_allowed_attribute(name) {
+            if !super::is_allowed_attribute(name) {
                 continue;
             }
             let name = c_string(name)?;
@@ -531,14 +529,6 @@ fn clean(path: &[u8]) -> Result<Vec<u8>> {
         }
     }
     Ok(clean)
-}
-
-fn is_allowed_attribute(name: &[u8]) -> bool {
-    let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-    user || matches!(
-        name,
-        b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
-    )
 }
 
 fn owner(entry: &Entry) -> Result<(Uid, Gid)> {
