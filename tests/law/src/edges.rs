@@ -28,6 +28,23 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("workspace", &[]),
 ];
 
+/// How the map writes the same table: a row for each crate, its third column what it may use.
+pub fn map() -> Vec<(String, String)> {
+    let short = |name: &&str| name.trim_start_matches("luna-").to_owned();
+    MAY_USE
+        .iter()
+        .enumerate()
+        .map(|(row, (name, uses))| {
+            let uses = match uses.len() {
+                0 => "–".to_owned(),
+                all if all > 1 && all == row => "all above".to_owned(),
+                _ => uses.iter().map(short).collect::<Vec<_>>().join(", "),
+            };
+            ((*name).to_owned(), uses)
+        })
+        .collect()
+}
+
 /// Crates from elsewhere that only some of ours may name: an asynchronous runtime at the front doors, command-line
 /// parsing and HTTP servers nowhere else.
 const KEPT_TO: [(&str, &[&str]); 9] = [

@@ -50,6 +50,26 @@ fn crates_use_only_what_they_may() {
 }
 
 #[test]
+fn the_map_shows_the_table() {
+    let root = metadata().workspace_root;
+    let page = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("the map is there");
+    let rows: Vec<Vec<_>> = page
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    let missing: Vec<_> = law::edges::map()
+        .into_iter()
+        .filter(|(name, uses)| {
+            !rows.iter().any(|row| {
+                matches!(row[..], ["", crate_name, _, may_use, ..] if crate_name.trim_matches('`') == name && may_use == uses)
+            })
+        })
+        .map(|(name, uses)| format!("`ARCHITECTURE.md` does not say that `{name}` may use {uses}"))
+        .collect();
+    assert_none(&missing);
+}
+
+#[test]
 fn source_says_only_what_it_may() {
     let mut files = 0;
     let mut found = Vec::new();
