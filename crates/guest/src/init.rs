@@ -14,30 +14,38 @@
 //! DAC_OVERRIDE, FOWNER, FSETID and MKNOD to unpack archives faithfully, whatever its processes are allowed.
 //! Tests also run it as an ordinary process; then it is a subreaper and kills its descendants one by one.
 
+mod archive;
 mod boot;
 mod channel;
 mod flow;
+mod intake;
+mod processes;
+mod relay;
 mod spawn;
 mod sys;
 mod tasks;
 mod users;
+mod worker;
+
+pub use intake::absorb;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use luna_core::process::ExitStatus;
+use luna_core::process::{ExitStatus, Process};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::WaitOptions;
 
 use crate::protocol::{
-    Body, Failure, FrameKind, Hello, MAX_MESSAGE, MAX_STREAMS, Request, Scope, Stage, VERSION, Violation,
-    decode, encode,
+    Body, Failure, FrameKind, Hello, MAX_STREAMS, Reply, Request, Scope, Stage, VERSION, Violation, encode,
 };
 
-use channel::{Channel, Hangup};
+use channel::{Channel, Hangup, Queue};
 use flow::{Inward, Outward, Progress};
+use intake::{Heard, Intake};
+use relay::Connecting;
 use spawn::Origin;
 use tasks::Tasks;
 
@@ -59,9 +67,8 @@ pub fn run() -> u8 {
         origin: boot.origin,
         flows: BTreeMap::new(),
         tasks: Tasks::default(),
-        last_stream: 0,
-        greeted: false,
-        parts: Vec::new(),
+        connecting: Connecting::default(),
+        intake: Intake::default(),
         ending: None,
         alone: false,
     };
@@ -91,10 +98,8 @@ struct Init {
     origin: Origin,
     flows: BTreeMap<u32, Flow>,
     tasks: Tasks,
-    last_stream: u32,
-    greeted: bool,
-    /// The beginning of a message whose rest is still to come.
-    parts: Vec<u8>,
+    connecting: Connecting,
+    intake: Intake,
     ending: Option<Ending>,
     /// Nobody is left to reap; of interest only at the end.
     alone: bool,
@@ -119,6 +124,7 @@ enum Token {
     Channel,
     Signals,
     Status(u32),
+    Connecting(u32),
     Source(u32),
     Sink(u32),
 }
@@ -165,6 +171,9 @@ impl Init {
         for (stream, status) in self.tasks.statuses() {
             watch(Token::Status(stream), status, PollFlags::IN);
         }
+        for (stream, socket) in self.connecting.descriptors() {
+            watch(Token::Connecting(stream), socket, PollFlags::OUT);
+        }
         let takes_output = channel.takes_output();
         for (stream, flow) in &self.flows {
             if let Some(outward) = flow
@@ -205,6 +214,9 @@ impl Init {
                 }
             }
             Token::Signals => self.take_signals(),
+            Token::Connecting(stream) => {
+                self.connecting.settle(stream, &mut self.flows, channel.outbox());
+            }
             Token::Status(stream) => self.tasks.read_status(stream, &mut self.flows, channel.outbox()),
             Token::Source(stream) => {
                 if let Some(flow) = self.flows.get_mut(&stream)
@@ -238,91 +250,74 @@ impl Init {
         }
         let (decoder, outbox) = channel.split();
         while let Some(frame) = decoder.next()? {
-            let stream = frame.stream;
-            if stream == 0 || !self.greeted {
-                self.greet(stream, frame.body)?;
-                outbox.frame(0, FrameKind::Message, &encode(&Hello { version: VERSION }));
-                continue;
-            }
-            match frame.body {
-                Body::Part(bytes) => self.assemble(stream, bytes)?,
-                Body::Message(bytes) => {
-                    self.assemble(stream, bytes)?;
-                    let request = decode(&std::mem::take(&mut self.parts))?;
-                    self.last_stream = stream;
+            match self.intake.take(frame)? {
+                Heard::Hello => {
+                    outbox.frame(0, FrameKind::Message, &encode(&Hello { version: VERSION }));
+                }
+                Heard::Part => {}
+                Heard::Request(stream, request) => {
                     if let Err(failure) = self.obey(stream, request, outbox) {
                         outbox.fail(stream, failure);
                     }
                 }
-                _ if stream > self.last_stream => return Err(End),
-                _ if !self.parts.is_empty() => return Err(End),
-                Body::Data(bytes) => {
-                    if let Some(flow) = self.flows.get_mut(&stream)
-                        && let Some(inward) = &mut flow.inward
-                        && inward.accept(stream, bytes, outbox)? == Progress::Over
-                    {
-                        flow.inward = None;
-                    }
-                }
-                Body::End => {
-                    if let Some(flow) = self.flows.get_mut(&stream)
-                        && let Some(inward) = &mut flow.inward
-                        && inward.end() == Progress::Over
-                    {
-                        flow.inward = None;
-                    }
-                }
-                Body::Reset => {
-                    if let Some(flow) = self.flows.get_mut(&stream) {
-                        flow.inward = None;
-                    }
-                }
-                Body::Stop => {
-                    if let Some(flow) = self.flows.get_mut(&stream)
-                        && flow.outward.take().is_some()
-                    {
-                        outbox.frame(stream, FrameKind::Reset, &[]);
-                    }
-                }
-                Body::Credit(amount) => {
-                    if let Some(flow) = self.flows.get_mut(&stream)
-                        && let Some(outward) = &mut flow.outward
-                    {
-                        outward.add_credit(amount)?;
-                    }
-                }
+                Heard::Stream(stream, body) => self.steer(stream, body, outbox)?,
             }
         }
         Ok(())
     }
 
-    fn greet(&mut self, stream: u32, body: Body<'_>) -> Result<(), End> {
+    /// Data and its flow control. A stream that is over takes none, which is no mistake of the host's.
+    fn steer(&mut self, stream: u32, body: Body<'_>, outbox: &mut Queue) -> Result<(), End> {
+        let Some(flow) = self.flows.get_mut(&stream) else {
+            if matches!(body, Body::Reset | Body::Stop) {
+                self.connecting.forget(stream);
+            }
+            return Ok(());
+        };
         match body {
-            Body::Message(bytes) if stream == 0 && !self.greeted => {
-                let hello: Hello = decode(bytes)?;
-                self.greeted = true;
-                (hello.version == VERSION).then_some(()).ok_or(End)
+            Body::Data(bytes) => {
+                if let Some(inward) = &mut flow.inward
+                    && inward.accept(stream, bytes, outbox)? == Progress::Over
+                {
+                    flow.inward = None;
+                }
             }
-            _ => Err(End),
+            Body::End => {
+                if let Some(inward) = &mut flow.inward
+                    && inward.end() == Progress::Over
+                {
+                    flow.inward = None;
+                }
+            }
+            Body::Reset => {
+                if let Some(inward) = flow.inward.take() {
+                    if inward.is_socket() {
+                        relay::reset_on_close(inward.descriptor());
+                        if flow.outward.take().is_some() {
+                            outbox.frame(stream, FrameKind::Reset, &[]);
+                        }
+                    }
+                    self.tasks.abandon(stream);
+                }
+            }
+            Body::Stop => {
+                if flow.outward.take().is_some() {
+                    outbox.frame(stream, FrameKind::Reset, &[]);
+                }
+            }
+            Body::Credit(amount) => {
+                if let Some(outward) = &mut flow.outward {
+                    outward.add_credit(amount)?;
+                }
+            }
+            Body::Message(_) | Body::Part(_) => return Err(End),
         }
-    }
-
-    /// Only a new stream may bring a request, and its parts follow each other.
-    fn assemble(&mut self, stream: u32, bytes: &[u8]) -> Result<(), End> {
-        if stream <= self.last_stream || self.parts.len() + bytes.len() > MAX_MESSAGE {
-            return Err(End);
-        }
-        self.parts.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn obey(&mut self, stream: u32, request: Request, outbox: &mut channel::Queue) -> Result<(), Failure> {
-        if let Request::Start(process) | Request::Exec(process) = &request
-            && process.terminal.is_none()
-        {
-            self.last_stream = stream.saturating_add(1);
-        }
-        if self.flows.len() + self.tasks.len() >= MAX_STREAMS || self.ending.is_some() {
+    fn obey(&mut self, stream: u32, request: Request, outbox: &mut Queue) -> Result<(), Failure> {
+        let open = self.flows.len() + self.tasks.len() + self.connecting.len();
+        if open >= MAX_STREAMS || self.ending.is_some() {
             return Err(Failure::new(Stage::Streams, libc::EMFILE));
         }
         match request {
@@ -341,36 +336,28 @@ impl Init {
                 let target = if scope == Scope::Group { -pid } else { pid };
                 sys::kill(target, signal.into())
                     .map_err(|error| Failure::new(Stage::Process, error.raw_os_error().unwrap_or(0)))?;
-                outbox.reply(stream, &crate::protocol::Reply::Done);
+                outbox.reply(stream, &Reply::Done);
                 Ok(())
             }
             Request::Resize { process, size } => {
                 let terminal = self.tasks.terminal(process)?;
                 spawn::resize(terminal, size)
                     .map_err(|errno| Failure::new(Stage::Terminal, errno.raw_os_error()))?;
-                outbox.reply(stream, &crate::protocol::Reply::Done);
+                outbox.reply(stream, &Reply::Done);
+                Ok(())
+            }
+            Request::Connect { port } => self.connecting.start(stream, port),
+            Request::CopyIn { .. } | Request::CopyOut { .. } | Request::Stat { .. } | Request::Processes => {
+                let worker = worker::start(&request, self.origin.null.as_fd())?;
+                self.tasks.add_worker(stream, worker, &mut self.flows);
                 Ok(())
             }
         }
     }
 
-    fn start(&mut self, stream: u32, process: &luna_core::process::Process) -> Result<(), Failure> {
+    fn start(&mut self, stream: u32, process: &Process) -> Result<(), Failure> {
         let spawned = spawn::spawn(process, &self.origin)?;
-        let inward = spawned.stdin.map(Inward::new);
-        let outward = Some(Outward::new(spawned.stdout));
-        self.flows.insert(stream, Flow { outward, inward });
-        if let Some(stderr) = spawned.stderr {
-            let outward = Some(Outward::new(stderr));
-            self.flows.insert(
-                stream.saturating_add(1),
-                Flow {
-                    outward,
-                    inward: None,
-                },
-            );
-        }
-        self.tasks
-            .add_process(stream, spawned.pid, spawned.status, spawned.terminal);
+        self.tasks.add_process(stream, spawned, &mut self.flows);
         Ok(())
     }
 

@@ -12,24 +12,30 @@
 //! the [`Session`]s is gone the channel closes, and init kills everything behind the wall.
 
 mod child;
+mod copy;
 mod explain;
 mod link;
 mod stream;
 mod table;
 
 pub use child::{Child, ChildHandle};
+pub use copy::CopyIn;
 pub use stream::{StreamReader, StreamWriter};
 pub use table::absorb;
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use luna_core::process::Process;
 use luna_core::{Error, Kind, Result};
 
-use crate::protocol::{Reply, Request};
+use crate::protocol::{FileStatus, GuestProcess, Ownership, Reply, Request, Violation};
 
-use link::Link;
+use link::{Handle, Link};
+
+/// A list of processes longer than this is refused.
+const MAX_LIST: u64 = 16 * 1024 * 1024;
 
 /// See the module. Clones are the same session.
 #[derive(Clone, Debug)]
@@ -56,6 +62,83 @@ impl Session {
         self.launch(&Request::Exec(process.clone()), process)
     }
 
+    /// Connects to a TCP port inside, on 127.0.0.1 or else ::1. Each direction ends by itself; a reset inside is an error
+    /// of the reader here, and a writer dropped without [`StreamWriter::finish`] is a reset inside.
+    pub fn connect(&self, port: u16) -> Result<(StreamReader, StreamWriter)> {
+        let (stream, _) = self.link.request(&Request::Connect { port }, false)?;
+        match stream.reply()? {
+            Reply::Done => Ok((StreamReader::new(&stream), StreamWriter::new(&stream))),
+            Reply::Failed(failure) => Err(explain::port(&failure, port)),
+            _ => Err(self.astray()),
+        }
+    }
+
+    /// Unpacks the tar archive that is written to the result into `directory`, which must exist. A directory inside is
+    /// never replaced by something else, nor something else by a directory.
+    pub fn copy_in(&self, directory: &str, ownership: Ownership) -> Result<CopyIn> {
+        let request = Request::CopyIn {
+            directory: directory.to_owned(),
+            ownership,
+        };
+        match self.ask(&request, directory)? {
+            (stream, Reply::Done) => Ok(CopyIn::new(stream, directory)),
+            _ => Err(self.astray()),
+        }
+    }
+
+    /// A tar archive of `path` and all below it, to be read like any hostile one. Names in it begin with the path's last
+    /// component, or with `.` where it has none (`/`, `…/.`). `follow` goes through a symbolic link at `path`. The
+    /// reader fails in place of an end where the copy did.
+    pub fn copy_out(&self, path: &str, follow: bool) -> Result<StreamReader> {
+        let path_owned = path.to_owned();
+        match self.ask(
+            &Request::CopyOut {
+                path: path_owned,
+                follow,
+            },
+            path,
+        )? {
+            (stream, Reply::Done) => Ok(StreamReader::new(&stream)),
+            _ => Err(self.astray()),
+        }
+    }
+
+    /// What `path` is inside; with `follow`, what it leads to.
+    pub fn stat(&self, path: &str, follow: bool) -> Result<FileStatus> {
+        let path_owned = path.to_owned();
+        match self.ask(
+            &Request::Stat {
+                path: path_owned,
+                follow,
+            },
+            path,
+        )? {
+            (_, Reply::Found(status)) => Ok(status),
+            _ => Err(self.astray()),
+        }
+    }
+
+    /// Every process inside but init, in the order of `/proc`. What they say of themselves is not to be printed raw.
+    pub fn processes(&self) -> Result<Vec<GuestProcess>> {
+        let (stream, reply) = self.ask(&Request::Processes, "/proc")?;
+        if reply != Reply::Done {
+            return Err(self.astray());
+        }
+        let failed = |error| Error::io("cannot list the sandbox's processes", error);
+        let mut bytes = Vec::new();
+        let mut reader = StreamReader::new(&stream).take(MAX_LIST);
+        reader.read_to_end(&mut bytes).map_err(failed)?;
+        let mut list = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (process, after) = postcard::take_from_bytes(rest)
+                .map_err(|_| link::corrupt(Violation("a list that cannot be read or is too long")))?;
+            list.push(process);
+            rest = after;
+        }
+        Ok(list)
+    }
+
     /// Ends the session at once: init kills everything behind the wall and exits. Calls that wait fail.
     pub fn close(&self) {
         self.link.close(None);
@@ -67,8 +150,21 @@ impl Session {
         match stream.reply()? {
             Reply::Started { pid } => Ok(Child::new(&stream, errors.as_ref(), process.stdin, pid)),
             Reply::Failed(failure) => Err(explain::process(&failure, process)),
-            _ => Err(self.link.close(Some("a reply out of place"))),
+            _ => Err(self.astray()),
         }
+    }
+
+    /// Opens a stream and waits for the first answer; a failure is about `path`.
+    fn ask(&self, request: &Request, path: &str) -> Result<(Handle, Reply)> {
+        let (stream, _) = self.link.request(request, false)?;
+        match stream.reply()? {
+            Reply::Failed(failure) => Err(explain::path(&failure, path)),
+            reply => Ok((stream, reply)),
+        }
+    }
+
+    fn astray(&self) -> Error {
+        self.link.close(Some("a reply out of place"))
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::Shutdown;
 
 use crate::protocol::{FrameKind, Violation, WINDOW};
 
@@ -20,6 +21,8 @@ pub(super) struct Outward {
     source: OwnedFd,
     credit: u32,
     last: Option<Last>,
+    /// The end waits for the verdict of the worker that wrote.
+    judged: bool,
 }
 
 /// What is left to deliver of an ended process.
@@ -42,6 +45,15 @@ impl Outward {
             source,
             credit: WINDOW,
             last: None,
+            judged: false,
+        }
+    }
+
+    /// Output of a worker: it may end early and look whole, so whether it is complete is told by [`super::tasks`].
+    pub(super) fn of_worker(source: OwnedFd) -> Outward {
+        Outward {
+            judged: true,
+            ..Outward::new(source)
         }
     }
 
@@ -79,7 +91,9 @@ impl Outward {
             Err(Errno::AGAIN | Errno::INTR) => return Progress::Open,
             Err(_) => FrameKind::Reset,
         };
-        queue.frame(stream, end, &[]);
+        if !self.judged {
+            queue.frame(stream, end, &[]);
+        }
         Progress::Over
     }
 
@@ -112,6 +126,7 @@ pub(super) enum Linger {
 /// Where bytes from the host go.
 pub(super) enum Sink {
     Pipe(OwnedFd),
+    Socket(OwnedFd),
     /// Its end is not passed on: a terminal's line is never closed, as docker has it.
     Terminal(OwnedFd),
 }
@@ -119,7 +134,7 @@ pub(super) enum Sink {
 impl Sink {
     fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Sink::Pipe(fd) | Sink::Terminal(fd) => fd.as_fd(),
+            Sink::Pipe(fd) | Sink::Socket(fd) | Sink::Terminal(fd) => fd.as_fd(),
         }
     }
 }
@@ -154,6 +169,10 @@ impl Inward {
         !self.pending.is_empty()
     }
 
+    pub(super) fn is_socket(&self) -> bool {
+        matches!(self.sink, Sink::Socket(_))
+    }
+
     /// Whether a reader that goes away is worth learning of before there is something to write.
     pub(super) fn is_pipe(&self) -> bool {
         matches!(self.sink, Sink::Pipe(_))
@@ -185,7 +204,7 @@ impl Inward {
         while !self.pending.is_empty() {
             let (front, _) = self.pending.as_slices();
             let written = match &self.sink {
-                Sink::Pipe(fd) | Sink::Terminal(fd) => rustix::io::write(fd, front),
+                Sink::Pipe(fd) | Sink::Socket(fd) | Sink::Terminal(fd) => rustix::io::write(fd, front),
             };
             match written {
                 Ok(count) => {
@@ -239,6 +258,10 @@ impl Inward {
     fn progress(&self) -> Progress {
         if !self.ended || !self.pending.is_empty() {
             return Progress::Open;
+        }
+        if let Sink::Socket(socket) = &self.sink {
+            // A peer that is gone already needs no goodbye.
+            let _ = rustix::net::shutdown(socket, Shutdown::Write);
         }
         Progress::Over
     }

@@ -38,6 +38,12 @@ pub(super) fn close_on_exec_from_3() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from 3 on. Only for a forked child that leaves without dropping what it inherited.
+pub(super) fn close_from_3() {
+    // SAFETY: in that child nobody uses a higher descriptor again or drops its owner, by this function's contract.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
 fn set_of(signals: &[i32]) -> libc::sigset_t {
     let mut set = std::mem::MaybeUninit::uninit();
     // SAFETY: `set` is writable and sigemptyset initialises all of it; sigaddset then gets an initialised set.
@@ -92,11 +98,20 @@ pub(super) fn kill(pid: i32, signal: i32) -> io::Result<()> {
 
 /// Every signal's disposition and the mask as a new program expects them.
 pub(super) fn reset_signals() {
+    // The kernel's `struct sigaction` (handler, flags, restorer, mask; one word each on 64-bit machines) for SIG_DFL.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
-            // SAFETY: SIG_DFL installs no handler. The C library refuses its own two signals, which is harmless: init
-            // never changed them.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // By number, since the C library refuses its own two signals, which may be ignored from before init.
+        // SAFETY: `default` is as long as the kernel reads and outlives the call; the old action is not asked for; the
+        // last argument is the size of the kernel's mask. SIGKILL and SIGSTOP are refused, which is harmless.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                8usize,
+            );
         }
     }
     let none = set_of(&[]);

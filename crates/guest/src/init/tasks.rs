@@ -1,8 +1,9 @@
-//! The processes that the host asked for, from their fork until their exit is told.
+//! The processes that the host asked for, and init's workers, from their fork until their end is told.
 //!
 //! ```text
-//! forked ──status pipe closes──▶ Started ──reaped──▶ ended ──own output delivered, stragglers waited for──▶ Exited
-//!    └─────failure in the pipe──▶ Failed
+//! process  forked ──status pipe closes──▶ Started ──reaped──▶ ended ──own output delivered, stragglers waited for──▶ Exited
+//!             └─────failure in the pipe──▶ Failed
+//! worker   forked ──replies in the pipe, passed on──▶ reaped, output delivered ──▶ end, or reset where it failed
 //! ```
 
 use std::collections::BTreeMap;
@@ -10,13 +11,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use luna_core::process::ExitStatus;
+use rustix::io::Errno;
 
-use crate::protocol::{Failure, FrameKind, Reply, Stage};
+use crate::protocol::{Failure, FrameKind, Reply, Stage, decode};
 
 use super::Flow;
 use super::channel::Queue;
-use super::flow::Linger;
-use super::spawn::{FAILURE, failure_of};
+use super::flow::{Inward, Linger, Outward};
+use super::spawn::{FAILURE, Spawned, failure_of};
+use super::sys;
+use super::worker::Worker;
 
 /// By the stream that asked for them.
 #[derive(Default)]
@@ -30,8 +34,20 @@ struct Task {
     pid: i32,
     /// Open until it is known whether the program runs.
     status: Option<OwnedFd>,
-    terminal: Option<OwnedFd>,
     exit: Option<ExitStatus>,
+    kind: Kind,
+}
+
+enum Kind {
+    Process {
+        terminal: Option<OwnedFd>,
+    },
+    Worker {
+        /// Read from the status pipe, not yet a whole reply.
+        words: Vec<u8>,
+        failed: bool,
+        has_output: bool,
+    },
 }
 
 impl Tasks {
@@ -57,23 +73,66 @@ impl Tasks {
         self.main = None;
     }
 
-    pub(super) fn add_process(&mut self, stream: u32, pid: i32, status: OwnedFd, terminal: Option<OwnedFd>) {
-        self.all.insert(
-            stream,
-            Task {
-                pid,
-                status: Some(status),
-                terminal,
-                exit: None,
+    /// Takes the process and its streams into the books.
+    pub(super) fn add_process(&mut self, stream: u32, spawned: Spawned, flows: &mut BTreeMap<u32, Flow>) {
+        let flow = Flow {
+            outward: Some(Outward::new(spawned.stdout)),
+            inward: spawned.stdin.map(Inward::new),
+        };
+        flows.insert(stream, flow);
+        if let Some(stderr) = spawned.stderr {
+            let flow = Flow {
+                outward: Some(Outward::new(stderr)),
+                inward: None,
+            };
+            flows.insert(stream.saturating_add(1), flow);
+        }
+        let task = Task {
+            pid: spawned.pid,
+            status: Some(spawned.status),
+            exit: None,
+            kind: Kind::Process {
+                terminal: spawned.terminal,
             },
-        );
+        };
+        self.all.insert(stream, task);
+    }
+
+    pub(super) fn add_worker(&mut self, stream: u32, worker: Worker, flows: &mut BTreeMap<u32, Flow>) {
+        let has_output = worker.output.is_some();
+        let flow = Flow {
+            outward: worker.output.map(Outward::of_worker),
+            inward: worker.input.map(Inward::new),
+        };
+        flows.insert(stream, flow);
+        let task = Task {
+            pid: worker.pid,
+            status: Some(worker.status),
+            exit: None,
+            kind: Kind::Worker {
+                words: Vec::new(),
+                failed: false,
+                has_output,
+            },
+        };
+        self.all.insert(stream, task);
+    }
+
+    /// The host took back what it was sending: half an archive must not look like a whole one.
+    pub(super) fn abandon(&self, stream: u32) {
+        if let Some(task) = self.all.get(&stream)
+            && task.exit.is_none()
+            && matches!(task.kind, Kind::Worker { .. })
+        {
+            let _ = sys::kill(task.pid, libc::SIGKILL);
+        }
     }
 
     /// A process that can still be signalled: not reaped, so that its number is surely its own.
     pub(super) fn pid(&self, stream: u32) -> Result<i32, Failure> {
         self.all
             .get(&stream)
-            .filter(|task| task.exit.is_none())
+            .filter(|task| task.exit.is_none() && matches!(task.kind, Kind::Process { .. }))
             .map(|task| task.pid)
             .ok_or(Failure::new(Stage::Process, libc::ESRCH))
     }
@@ -87,10 +146,12 @@ impl Tasks {
             .all
             .get(&stream)
             .ok_or(Failure::new(Stage::Process, libc::ESRCH))?;
-        task.terminal
-            .as_ref()
-            .map(AsFd::as_fd)
-            .ok_or(Failure::new(Stage::Terminal, libc::ENOTTY))
+        match &task.kind {
+            Kind::Process {
+                terminal: Some(terminal),
+            } => Ok(terminal.as_fd()),
+            _ => Err(Failure::new(Stage::Terminal, libc::ENOTTY)),
+        }
     }
 
     /// Status pipes to watch.
@@ -105,6 +166,12 @@ impl Tasks {
         let Some(task) = self.all.get_mut(&stream) else {
             return;
         };
+        if let Kind::Worker { words, failed, .. } = &mut task.kind {
+            if hear_worker(&mut task.status, words) {
+                pass_on(words, failed, stream, queue);
+            }
+            return;
+        }
         let Some(status) = task.status.take() else {
             return;
         };
@@ -134,6 +201,9 @@ impl Tasks {
             return;
         };
         task.exit = Some(status);
+        if matches!(task.kind, Kind::Worker { .. }) {
+            return;
+        }
         let now = Instant::now();
         for stream in task.streams(*stream) {
             if let Some(outward) = flows.get_mut(&stream).and_then(|flow| flow.outward.as_mut()) {
@@ -186,12 +256,32 @@ impl Tasks {
             if !delivered {
                 return true;
             }
+            let last_word = match &task.kind {
+                Kind::Process { .. } => Some(Reply::Exited(exit)),
+                Kind::Worker {
+                    failed, has_output, ..
+                } => {
+                    let killed = !exit.success() && !failed;
+                    if *has_output {
+                        let is_whole = exit.success() && !failed;
+                        let end = if is_whole {
+                            FrameKind::End
+                        } else {
+                            FrameKind::Reset
+                        };
+                        queue.frame(*stream, end, &[]);
+                    }
+                    killed.then(|| Reply::Failed(Failure::new(Stage::Worker, libc::EINTR)))
+                }
+            };
             if let Some(flow) = flows.get_mut(stream)
                 && flow.inward.take().is_some()
             {
                 queue.frame(*stream, FrameKind::Stop, &[]);
             }
-            queue.reply(*stream, &Reply::Exited(exit));
+            if let Some(reply) = last_word {
+                queue.reply(*stream, &reply);
+            }
             if self.main == Some(*stream) {
                 main = Some(exit);
             }
@@ -204,7 +294,34 @@ impl Tasks {
 impl Task {
     /// The streams of its output.
     fn streams(&self, stream: u32) -> impl Iterator<Item = u32> + use<> {
-        let errors = self.terminal.is_none().then(|| stream.saturating_add(1));
-        std::iter::once(stream).chain(errors)
+        let errors = matches!(self.kind, Kind::Process { terminal: None });
+        std::iter::once(stream).chain(errors.then(|| stream.saturating_add(1)))
+    }
+}
+
+/// Reads what a worker says until its pipe is empty or, then `status` goes, closed.
+fn hear_worker(status: &mut Option<OwnedFd>, words: &mut Vec<u8>) -> bool {
+    let mut chunk = [0; 1024];
+    while let Some(pipe) = status {
+        match rustix::io::read(pipe, &mut chunk) {
+            Ok(count @ 1..) => words.extend_from_slice(&chunk[..count]),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => break,
+            Ok(0) | Err(_) => *status = None,
+        }
+    }
+    !words.is_empty()
+}
+
+/// Passes on each whole reply as it is: the worker is a copy of init.
+fn pass_on(words: &mut Vec<u8>, failed: &mut bool, stream: u32, queue: &mut Queue) {
+    while let Some(length) = words
+        .first_chunk()
+        .map(|bytes| usize::from(u16::from_le_bytes(*bytes)))
+        && let Some(reply) = words.get(2..2 + length)
+    {
+        *failed |= matches!(decode(reply), Ok(Reply::Failed(_)));
+        queue.frame(stream, FrameKind::Message, reply);
+        words.drain(..2 + length);
     }
 }

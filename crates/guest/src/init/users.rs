@@ -119,6 +119,18 @@ pub(super) fn resolve(
     })
 }
 
+/// The name `uid` has in `passwd`, as `top` shows it.
+pub(super) fn name_of(uid: u32, passwd: &[u8]) -> Option<&str> {
+    accounts(passwd)
+        .find(|account| account.uid == uid)
+        .map(|account| account.name)
+}
+
+/// The sandbox's users' file, empty where it cannot be read.
+pub(super) fn passwd() -> Vec<u8> {
+    read_bounded("/etc/passwd").unwrap_or_default()
+}
+
 enum Word<'a> {
     Number(u32),
     Name(&'a str),
@@ -300,6 +312,12 @@ mod tests {
         ] {
             assert_eq!(identity(user, groups), Err(expected), "{user}");
         }
+    }
+
+    #[test]
+    fn names_are_found_by_id() {
+        assert_eq!(name_of(1000, PASSWD), Some("agent"));
+        assert_eq!(name_of(5, PASSWD), None);
     }
 
     proptest! {

@@ -37,6 +37,25 @@ pub enum Request {
         process: u32,
         size: TerminalSize,
     },
+    /// A TCP connection to this port on 127.0.0.1 or else ::1.
+    Connect {
+        port: u16,
+    },
+    /// Unpacks a tar archive into a directory that exists.
+    CopyIn {
+        directory: String,
+        ownership: Ownership,
+    },
+    /// Packs what lies at `path`; see [`crate::session::Session::copy_out`] for the names in it.
+    CopyOut {
+        path: String,
+        follow: bool,
+    },
+    Stat {
+        path: String,
+        follow: bool,
+    },
+    Processes,
 }
 
 /// Whom a signal reaches.
@@ -105,14 +124,18 @@ pub enum Stage {
     /// `execve` or the search for the program.
     Program,
     Connect,
+    /// The path in the request.
     Path,
+    /// A path in the archive, or the archive itself.
     Archive,
+    /// The copy of init that did the work was killed.
+    Worker,
 }
 
 impl Stage {
     /// The stage with this number, as a child sends it through its pipe.
     pub fn of_number(number: u8) -> Option<Stage> {
-        const STAGES: [Stage; 16] = [
+        const STAGES: [Stage; 17] = [
             Stage::Request,
             Stage::Streams,
             Stage::Process,
@@ -129,6 +152,7 @@ impl Stage {
             Stage::Connect,
             Stage::Path,
             Stage::Archive,
+            Stage::Worker,
         ];
         STAGES.get(usize::from(number)).copied()
     }
@@ -200,7 +224,7 @@ mod tests {
                 assert_eq!(stage as u8, number);
             }
         }
-        assert_eq!(Stage::of_number(Stage::Archive as u8), Some(Stage::Archive));
+        assert_eq!(Stage::of_number(Stage::Worker as u8), Some(Stage::Worker));
     }
 
     #[test]

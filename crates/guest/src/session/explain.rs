@@ -7,6 +7,9 @@ use luna_core::{Error, Kind};
 
 use crate::protocol::{Failure, Stage};
 
+/// `EBADMSG`, which init says where no system call failed.
+const BAD_MESSAGE: i32 = 74;
+
 fn cause(failure: &Failure) -> io::Error {
     io::Error::from_raw_os_error(failure.errno)
 }
@@ -56,7 +59,7 @@ pub(super) fn process(failure: &Failure, process: &Process) -> Error {
                 _ => Error::io(message, cause),
             }
         }
-        (Stage::Directory, _) => Error::io(
+        (Stage::Directory, _) => of_path(
             format!(
                 "cannot enter the working directory `{}` in the sandbox",
                 process.cwd.escape_debug()
@@ -81,6 +84,50 @@ pub(super) fn process(failure: &Failure, process: &Process) -> Error {
             "the program's name is empty, or an argument or variable holds a NUL or a name without value",
         ),
         _ => other(failure).context(format!("cannot start `{program}` in the sandbox")),
+    }
+}
+
+/// Why no connection to `port` came to be.
+pub(super) fn port(failure: &Failure, port: u16) -> Error {
+    match failure.stage {
+        Stage::Connect => Error::io(
+            format!("cannot connect to port {port} in the sandbox"),
+            cause(failure),
+        ),
+        _ => other(failure),
+    }
+}
+
+/// Why something at `path` could not be done, or at another path in an archive.
+pub(super) fn path(failure: &Failure, path: &str) -> Error {
+    let subject = if failure.stage == Stage::Archive {
+        failure.subject.as_str()
+    } else {
+        path
+    };
+    let message = format!("cannot access `{}` in the sandbox", subject.escape_debug());
+    match failure.stage {
+        Stage::Archive if failure.errno == BAD_MESSAGE => {
+            Error::new(Kind::Corrupt, message).because("the archive is no tar or ends in the middle")
+        }
+        Stage::Path | Stage::Archive => of_path(message, cause(failure)),
+        Stage::Worker => {
+            Error::new(Kind::Interrupted, message).because("the copy of init that did it was killed")
+        }
+        _ => other(failure),
+    }
+}
+
+/// What is wrong with a path is the asker's matter, not a bug.
+fn of_path(message: String, cause: io::Error) -> Error {
+    use io::ErrorKind as Io;
+    match cause.kind() {
+        Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename => {
+            Error::new(Kind::InvalidInput, message).because(cause)
+        }
+        // ELOOP
+        _ if cause.raw_os_error() == Some(40) => Error::new(Kind::InvalidInput, message).because(cause),
+        _ => Error::io(message, cause),
     }
 }
 

@@ -250,7 +250,7 @@ impl Ending {
     }
 }
 
-fn corrupt(violation: Violation) -> Error {
+pub(super) fn corrupt(violation: Violation) -> Error {
     Error::new(Kind::Corrupt, "cannot understand the sandbox's init").because(format!("it sent {violation}"))
 }
 

@@ -3,8 +3,9 @@
 use std::io::{self, Read, Write};
 use std::sync::PoisonError;
 
-use crate::protocol::{FrameKind, MAX_PAYLOAD, WINDOW};
+use crate::protocol::{FrameKind, MAX_PAYLOAD, Reply, WINDOW};
 
+use super::explain;
 use super::link::Handle;
 use super::table::{Ending, Inbound};
 
@@ -43,7 +44,15 @@ impl Read for StreamReader {
             }
             match state.inbound {
                 Inbound::Complete | Inbound::Unwanted => return Ok(0),
-                Inbound::Broken => return Err(io::ErrorKind::ConnectionReset.into()),
+                Inbound::Broken => {
+                    return Err(match state.replies.front() {
+                        Some(Reply::Failed(failure)) => {
+                            let error = explain::path(failure, "");
+                            io::Error::new(io::ErrorKind::ConnectionReset, error)
+                        }
+                        _ => io::ErrorKind::ConnectionReset.into(),
+                    });
+                }
                 Inbound::Open => {}
             }
             if let Some(ending) = &state.ending {
