@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -118,14 +118,14 @@ impl Running {
         let _ = self.child.wait().await;
     }
 
-    /// SIGTERM, three seconds, SIGKILL.
+    /// SIGTERM to the program alone, which knows best how to end its own processes; after three seconds SIGKILL to them all.
     pub(super) async fn stop(&mut self) {
-        if self.child.id().is_none() {
+        let Some(process) = self.child.id().and_then(|id| Pid::from_raw(id as i32)) else {
             return;
-        }
-        self.signal(Signal::TERM);
+        };
+        let _ = kill_process(process, Signal::TERM);
         if tokio::time::timeout(Running::GRACE, self.ended()).await.is_err() {
-            self.signal(Signal::KILL);
+            self.kill();
             self.ended().await;
         }
     }
@@ -139,9 +139,9 @@ impl Running {
         words.iter().cloned().collect()
     }
 
-    fn signal(&self, signal: Signal) {
+    fn kill(&self) {
         if let Some(group) = self.group {
-            let _ = kill_process_group(group, signal);
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
@@ -150,7 +150,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Only while the child is unreaped does its group surely still carry its number.
         if self.child.id().is_some() {
-            self.signal(Signal::KILL);
+            self.kill();
         }
     }
 }

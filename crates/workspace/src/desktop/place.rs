@@ -18,6 +18,10 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn make() -> Result<Place, String> {
+        // A killed service leaves its directory; in one of this user's own, whatever is there is such a leftover.
+        for leftover in fs::read_dir("/run/luna").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir_all(leftover.path());
+        }
         let name = format!("luna-{}", hex(&random::<6>()));
         // /run/luna belongs to the desktop's user in Luna's image; /tmp is for a runtime that mounts over /run.
         let directory = ["/run/luna", "/tmp"]
