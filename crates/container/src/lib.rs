@@ -31,7 +31,7 @@ impl Engine for Container {
     fn probe(&self) -> EngineReport {
         EngineReport {
             profile: self.profile(),
-            checks: Vec::new(),
+            checks: luna_jail::probe(),
         }
     }
 

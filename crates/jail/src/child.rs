@@ -250,6 +250,10 @@ impl Child {
                 };
                 rustix::thread::set_capabilities(None, sets)
             }
+            Step::Stop => {
+                self.say(Report::RUNNING);
+                sys::exit()
+            }
             Step::Execute {
                 executable,
                 arguments,

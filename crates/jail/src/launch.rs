@@ -10,6 +10,7 @@
 //!                     ◀──────────── running  execve
 //! ```
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use luna_core::{Error, Kind, Result};
@@ -25,7 +26,7 @@ use crate::plan::{self, DEVICES, Inherited, Plan};
 use crate::spec::{Defences, Mount, Network, Spec};
 use crate::step::Step;
 use crate::sys;
-use crate::{landlock, sealed, seccomp};
+use crate::{ids, landlock, sealed, seccomp};
 
 /// Starts the spec's program behind the wall. When this returns, the program runs.
 ///
@@ -48,13 +49,7 @@ pub fn launch(spec: Spec) -> Result<Jailed> {
         landlock: landlock.as_ref().map(AsRawFd::as_raw_fd),
     };
     let plan = Plan::new(&spec, &inherited)?;
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|error| cannot(Error::io("cannot make a socket pair", error)))?;
+    let (ours, theirs) = status_sockets().map_err(cannot)?;
 
     let body = || child::run(&plan.steps, theirs.as_raw_fd(), ours.as_raw_fd());
     let (pid, pidfd) = sys::spawn(clone_flags(&spec), cgroups.directory(), &body)
@@ -62,9 +57,10 @@ pub fn launch(spec: Spec) -> Result<Jailed> {
     // From here on dropping this kills and reaps the child.
     let process = Process::new(pid, pidfd);
     drop(theirs);
-    let mounts = prepare(&spec, &plan, &process).map_err(cannot)?;
+    let namespace = map_ids(&spec, &process).map_err(cannot)?;
+    let mounts = make_mounts(&spec, &plan, namespace.as_ref()).map_err(cannot)?;
     send(&ours, &mounts).map_err(cannot)?;
-    drop(mounts);
+    drop((mounts, namespace));
     await_program(&ours, &plan, &process).map_err(cannot)?;
     // The launcher's copies of what the program inherits: the other end of a channel must see it close.
     drop(spec);
@@ -110,7 +106,7 @@ fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn clone_flags(spec: &Spec) -> u64 {
+pub(crate) fn clone_flags(spec: &Spec) -> u64 {
     let Defences {
         user_namespace,
         pid_namespace,
@@ -167,7 +163,7 @@ fn allowed_devices(spec: &Spec) -> Result<Option<Vec<String>>> {
     Ok(Some(lines))
 }
 
-fn namespaces_refused(error: rustix::io::Errno) -> Error {
+pub(crate) fn namespaces_refused(error: rustix::io::Errno) -> Error {
     let refused = Error::io("cannot make the namespaces", error);
     match error {
         rustix::io::Errno::PERM => refused.hint(
@@ -181,25 +177,31 @@ fn namespaces_refused(error: rustix::io::Errno) -> Error {
     }
 }
 
-/// Maps the child's ids and makes the mounts that only the launcher can make.
-fn prepare(spec: &Spec, plan: &Plan, process: &Process) -> Result<Vec<OwnedFd>> {
-    let namespace = if spec.defences.user_namespace {
-        for map in ["uid_map", "gid_map"] {
-            let path = format!("/proc/{}/{map}", process.pid().as_raw_nonzero());
-            let line = format!("0 {} {}\n", spec.ids.base, spec.ids.count);
-            std::fs::write(&path, line).map_err(|error| {
-                Error::io(
-                    format!("cannot map ids 0 to {} to the host's", spec.ids.count - 1),
-                    error,
-                )
-            })?;
-        }
-        Some(mount::user_namespace(process.pid())?)
-    } else {
-        None
-    };
+/// The launcher's end and the child's.
+pub(crate) fn status_sockets() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| Error::io("cannot make a socket pair", error))
+}
+
+/// Gives the child's user namespace, where it has one of its own, its ids.
+pub(crate) fn map_ids(spec: &Spec, process: &Process) -> Result<Option<File>> {
+    if !spec.defences.user_namespace {
+        return Ok(None);
+    }
+    for map in ["uid_map", "gid_map"] {
+        ids::map(process.pid(), map, spec.ids)?;
+    }
+    mount::user_namespace(process.pid()).map(Some)
+}
+
+/// Makes the mounts that only the launcher can make.
+pub(crate) fn make_mounts(spec: &Spec, plan: &Plan, namespace: Option<&File>) -> Result<Vec<OwnedFd>> {
     let mapping = namespace
-        .as_ref()
         .filter(|_| spec.ids.base != 0)
         .map(|namespace| IdMapping {
             ids: spec.ids,
@@ -208,7 +210,7 @@ fn prepare(spec: &Spec, plan: &Plan, process: &Process) -> Result<Vec<OwnedFd>> 
     plan.sources.iter().map(|source| source.make(mapping)).collect()
 }
 
-fn send(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<()> {
+pub(crate) fn send(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<()> {
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
     let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_MOUNTS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -229,7 +231,7 @@ fn send(socket: &OwnedFd, mounts: &[OwnedFd]) -> Result<()> {
 }
 
 /// Reads the child's reports until its end of the socket is closed: by execve, after it has said so, or by its death.
-fn await_program(socket: &OwnedFd, plan: &Plan, process: &Process) -> Result<()> {
+pub(crate) fn await_program(socket: &OwnedFd, plan: &Plan, process: &Process) -> Result<()> {
     let mut running = false;
     loop {
         let mut bytes = [0; Report::LENGTH];

@@ -9,12 +9,15 @@
 
 mod cgroup;
 mod child;
+mod ids;
 mod jailed;
 mod landlock;
 mod launch;
 mod mount;
 mod plan;
+mod probe;
 mod resolve;
+pub mod rootless;
 mod sealed;
 mod seccomp;
 pub mod spec;
@@ -23,5 +26,6 @@ mod sys;
 
 pub use jailed::{Handle, Jailed};
 pub use launch::{launch, reclaim};
+pub use probe::probe;
 pub use sealed::{sealed, sealed_bytes};
 pub use spec::Spec;

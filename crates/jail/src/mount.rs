@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
+use crate::ids;
 use crate::spec::Ids;
 use crate::sys::{self, MountAttributes};
 
@@ -98,7 +99,7 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, mapping: Option<IdMappi
         (c"metacopy", c"off"),
         (c"index", c"off"),
     ];
-    if inside_user_namespace() {
+    if ids::inside_user_namespace() {
         // Only `user.` attributes can be written here; features that need `trusted.` ones are off of themselves.
         rustix::mount::fsconfig_set_flag(&context, c"userxattr").map_err(cannot(
             "cannot make an overlay file system with user attributes".into(),
@@ -143,7 +144,8 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, mapping: Option<IdMappi
     Ok(mount)
 }
 
-/// The root directory of an overlay has the owner and mode of the upper's: give it those of the topmost layer, once.
+/// The root directory of an overlay has the owner and mode of the upper's: a fresh one gets those of the topmost layer.
+/// One that was used before keeps what was made of it.
 fn adopt_root(
     top: BorrowedFd<'_>,
     upper: &OwnedFd,
@@ -152,23 +154,20 @@ fn adopt_root(
 ) -> Result<()> {
     let cannot = |error: Errno| Error::io(format!("cannot prepare `{}`", path.display()), error);
     let root = mapping.map_or(0, |mapping| mapping.ids.base);
+    let own = rustix::fs::fstat(upper).map_err(cannot)?.st_uid == root;
+    if own && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Ok(());
+    }
     let mode = rustix::fs::statat(top, c"", AtFlags::EMPTY_PATH)
         .map_err(cannot)?
         .st_mode
         & 0o7777;
-    let now = rustix::fs::fstat(upper).map_err(cannot)?;
-    if now.st_uid == root && now.st_gid == root && now.st_mode & 0o7777 == mode {
-        return Ok(());
-    }
-    if now.st_uid == root {
-        // Left by an earlier start; what the jail has done to its root stays.
-        return Ok(());
-    }
     let (uid, gid) = (rustix::fs::Uid::from_raw(root), rustix::fs::Gid::from_raw(root));
     rustix::fs::chownat(upper, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(cannot)?;
+    let itself = descriptor_path(upper.as_fd());
     rustix::fs::chmodat(
         rustix::fs::CWD,
-        descriptor_path(upper.as_fd()),
+        itself,
         Mode::from_raw_mode(mode),
         AtFlags::empty(),
     )
@@ -317,12 +316,6 @@ fn kernel_log(context: BorrowedFd<'_>) -> Option<String> {
     let length = rustix::io::read(context, &mut buffer).ok()?;
     let text = String::from_utf8_lossy(&buffer[..length]);
     Some(text.trim_start_matches(['e', 'w', 'i', ' ']).trim().to_owned())
-}
-
-/// Whether the caller lives in a user namespace of somebody's making, by the shape of its own map.
-pub(crate) fn inside_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]))
 }
 
 /// The user namespace of a process of ours.

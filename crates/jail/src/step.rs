@@ -113,6 +113,8 @@ pub(crate) enum Step {
     Landlock(RawFd),
     Seccomp(std::sync::Arc<[Instruction]>),
     Capabilities(u64),
+    /// Ends well without a program, for a probe of the wall.
+    Stop,
     Execute {
         executable: RawFd,
         arguments: Strings,
@@ -173,6 +175,7 @@ impl Step {
             Step::Landlock(_) => "enter its Landlock scope".into(),
             Step::Seccomp(_) => "load its seccomp filter".into(),
             Step::Capabilities(_) => "set its capabilities".into(),
+            Step::Stop => "stop".into(),
             Step::Execute { .. } => "execute its program".into(),
         }
     }

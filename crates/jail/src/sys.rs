@@ -72,6 +72,12 @@ pub(crate) fn spawn(
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// Ends the process without running anything.
+pub(crate) fn exit() -> ! {
+    // SAFETY: always sound; used by the child, which has nothing to clean up.
+    unsafe { libc::_exit(0) }
+}
+
 /// Default dispositions (a `SIGPIPE` ignored by the caller included) and an empty mask, as a program expects them.
 pub(crate) fn release_signals() {
     for number in 1..=64 {
@@ -213,6 +219,15 @@ pub(crate) fn new_session_keyring() -> Result<()> {
 pub(crate) fn unshare_cgroup_namespace() -> Result<()> {
     // SAFETY: this flag changes what the caller sees of cgroups and nothing that other threads share.
     check(c_long::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })).map(drop)
+}
+
+/// A user and a mount namespace for the caller itself, which must be the only thread.
+pub(crate) fn unshare_user_and_mounts() -> Result<()> {
+    // SAFETY: the kernel refuses the first flag to a process with several threads; the second then concerns this one.
+    check(c_long::from(unsafe {
+        libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+    }))
+    .map(drop)
 }
 
 pub(crate) fn working_directory_is_root() -> Result<bool> {
