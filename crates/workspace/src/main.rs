@@ -22,7 +22,8 @@ Usage: luna-workspace [serve]     run the desktop and the page
 
 Environment:
   LUNA_TOKEN           the bearer token, at least 16 bytes; or
-  LUNA_TOKEN_FILE      a file that holds it; with neither, one is made and a URL with a ticket is logged
+  LUNA_TOKEN_FILE      a file that holds it, which programs on the desktop must not be able to read later: prefer LUNA_TOKEN;
+                       with neither, one is made and a URL with a ticket is logged
   LUNA_WALL            container | vm: the wall this computer stands behind, told by whoever started it
   LUNA_ACCELERATOR     kvm | tcg, where the wall is a vm
   LUNA_VERSION         the version of Luna outside
@@ -33,6 +34,11 @@ Environment:
 ";
 
 fn main() -> ExitCode {
+    // Before the environment is read and before anything else runs under this uid: from here on /proc/self/environ, /proc/self/mem,
+    // /proc/self/fd and ptrace are closed to other processes of the same user (proc(5), ptrace(2)).
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        return fail(&format!("cannot hide the token from other processes: {error}"));
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] | ["serve"] => serve(),
@@ -61,11 +67,6 @@ fn fail(error: &str) -> ExitCode {
 }
 
 fn serve() -> ExitCode {
-    // Before the token is read and before anything else runs under this uid: from here on /proc/self/environ, /proc/self/mem,
-    // /proc/self/fd and ptrace are closed to other processes of the same user (proc(5), ptrace(2)).
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        return fail(&format!("cannot hide the token from other processes: {error}"));
-    }
     let settings = match Settings::from_environment() {
         Ok(settings) => settings,
         Err(error) => return fail(&error),
