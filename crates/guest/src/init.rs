@@ -28,6 +28,7 @@ mod users;
 mod worker;
 
 pub use intake::absorb;
+pub use users::absorb_users;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -66,8 +66,10 @@ impl Session {
     /// of the reader here, and a writer dropped without [`StreamWriter::finish`] is a reset inside.
     pub fn connect(&self, port: u16) -> Result<(StreamReader, StreamWriter)> {
         let (stream, _) = self.link.request(&Request::Connect { port }, false)?;
+        // Made before the answer: given up, they take the connection back.
+        let ends = (StreamReader::new(&stream), StreamWriter::new(&stream));
         match stream.reply()? {
-            Reply::Done => Ok((StreamReader::new(&stream), StreamWriter::new(&stream))),
+            Reply::Done => Ok(ends),
             Reply::Failed(failure) => Err(explain::port(&failure, port)),
             _ => Err(self.astray()),
         }

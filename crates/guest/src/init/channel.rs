@@ -125,7 +125,13 @@ impl Queue {
         }
     }
 
+    /// Makes room at the end, in the room at the beginning where that is enough.
     fn reserve(&mut self, count: usize) {
+        if self.memory.len() < self.end + count && self.start > 0 {
+            self.memory.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
         if self.memory.len() < self.end + count {
             self.memory.resize(self.end + count, 0);
         }

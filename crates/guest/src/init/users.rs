@@ -119,6 +119,12 @@ pub(super) fn resolve(
     })
 }
 
+/// Looks `user` up in files of these bytes, and says as whom it would run. For fuzzing: no bytes may panic, and only a
+/// listed name or a plain number is anybody.
+pub fn absorb_users(user: &str, passwd: &[u8], group: &[u8]) -> Result<(u32, u32), Failure> {
+    resolve(user, &[], passwd, group).map(|identity| (identity.uid, identity.gid))
+}
+
 /// The name `uid` has in `passwd`, as `top` shows it.
 pub(super) fn name_of(uid: u32, passwd: &[u8]) -> Option<&str> {
     accounts(passwd)

@@ -209,3 +209,59 @@ pub fn absorb(streams: u8, bytes: &[u8]) -> Result<(), Violation> {
     }
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{FrameKind, encode, header};
+    use proptest::prelude::*;
+
+    fn wire(stream: u32, kind: FrameKind, payload: &[u8]) -> Vec<u8> {
+        [&header(stream, kind, payload.len())[..], payload].concat()
+    }
+
+    #[test]
+    fn the_window_is_the_limit() {
+        let chunk = wire(1, FrameKind::Data, &vec![0; 64 * 1024]);
+        assert_eq!(absorb(1, &chunk.repeat(4)), Ok(()));
+        assert!(absorb(1, &[chunk.repeat(4), wire(1, FrameKind::Data, &[0])].concat()).is_err());
+    }
+
+    #[test]
+    fn two_replies_and_no_third() {
+        let done = wire(2, FrameKind::Message, &encode(&Reply::Done));
+        assert_eq!(absorb(2, &done.repeat(2)), Ok(()));
+        assert!(absorb(2, &done.repeat(3)).is_err());
+        assert!(absorb(1, &done).is_err(), "stream 2 was never opened");
+    }
+
+    /// Frames that are well formed, so that the states behind them are reached.
+    fn frame() -> impl Strategy<Value = Vec<u8>> {
+        let payload = prop::collection::vec(any::<u8>(), 1..600);
+        prop_oneof![
+            (1u32..5, payload.clone()).prop_map(|(stream, bytes)| wire(stream, FrameKind::Data, &bytes)),
+            (1u32..5, payload).prop_map(|(stream, bytes)| wire(stream, FrameKind::Message, &bytes)),
+            (1u32..5).prop_map(|stream| wire(stream, FrameKind::Message, &encode(&Reply::Done))),
+            (1u32..5).prop_map(|stream| wire(stream, FrameKind::End, &[])),
+            (1u32..5).prop_map(|stream| wire(stream, FrameKind::Stop, &[])),
+            (1u32..5).prop_map(|stream| wire(stream, FrameKind::Reset, &[])),
+            (1u32..5, any::<u32>()).prop_map(|(stream, amount)| wire(
+                stream,
+                FrameKind::Credit,
+                &amount.to_le_bytes()
+            )),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_borne(streams in 0u8..5, bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = absorb(streams, &bytes);
+        }
+
+        #[test]
+        fn any_frames_are_borne(frames in prop::collection::vec(frame(), 0..40)) {
+            let _ = absorb(4, &frames.concat());
+        }
+    }
+}
