@@ -231,7 +231,7 @@ impl Init {
                 if let Some(flow) = self.flows.get_mut(&stream)
                     && let Some(inward) = &mut flow.inward
                 {
-                    let broken = inward.is_pipe() && ready.contains(PollFlags::ERR) && !inward.is_pending();
+                    let broken = inward.is_broken(ready);
                     if broken {
                         channel.outbox().frame(stream, FrameKind::Stop, &[]);
                     }

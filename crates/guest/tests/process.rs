@@ -134,6 +134,90 @@ fn a_daemon_that_keeps_stdout_does_not_keep_the_exit() {
 }
 
 #[test]
+fn a_writer_learns_that_nobody_reads() {
+    let guest = Guest::new();
+    let mut sleep = process(&["sleep", "5000"]);
+    sleep.stdin = true;
+    let mut child = guest.session.exec(&sleep).unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let handle = child.handle();
+    let writer = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = stdin.write_all(&[0; 10_000]) {
+                return error.kind();
+            }
+        }
+    });
+    handle.signal(9).unwrap();
+    assert_eq!(finish(child).status.code(), 137);
+    assert_eq!(writer.join().unwrap(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn many_at_once() {
+    let guest = Guest::new();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let session = &guest.session;
+            scope.spawn(move || {
+                for round in 0..12 {
+                    let mut program = shell("cat; head -c 300000 /dev/zero >&2");
+                    program.stdin = true;
+                    let mut child = session.exec(&program).unwrap();
+                    let mut stdin = child.stdin.take().unwrap();
+                    let text = format!("{number} {round} ").repeat(20_000);
+                    let sent = text.clone();
+                    let writer = std::thread::spawn(move || {
+                        stdin.write_all(sent.as_bytes()).unwrap();
+                        stdin.finish().unwrap();
+                    });
+                    let outcome = finish(child);
+                    writer.join().unwrap();
+                    assert!(outcome.stdout == text);
+                    assert_eq!(outcome.stderr.len(), 300_000);
+                    assert!(outcome.status.success());
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn init_sleeps_while_nothing_can_move() {
+    let guest = Guest::new();
+    // Output that nobody reads, input that nobody reads, a terminal whose far side is closed with input on its way.
+    let flood = guest.session.exec(&process(&["yes"])).unwrap();
+    let mut deaf = process(&["sleep", "5000"]);
+    deaf.stdin = true;
+    let mut deaf = guest.session.exec(&deaf).unwrap();
+    let mut stdin = deaf.stdin.take().unwrap();
+    stdin.write_all(&[0; 200_000]).unwrap();
+    let mut gone = shell("stty raw -echo; echo; sleep 0.5; exec 0<&- 1>&- 2>&-; sleep 5000");
+    gone.terminal = Some(TerminalSize { rows: 1, columns: 1 });
+    gone.stdin = true;
+    let mut gone = guest.session.exec(&gone).unwrap();
+    let mut typed = gone.stdin.take().unwrap();
+    gone.stdout.read_exact(&mut [0]).unwrap();
+    let _ = typed.write_all(&[b'x'; 200_000]);
+    let _ = gone.stdout.read_to_end(&mut Vec::new());
+    // Nanoseconds on a processor.
+    let worked = || {
+        let line = std::fs::read_to_string(format!("/proc/{}/schedstat", guest.init.id())).unwrap();
+        line.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let before = worked();
+        std::thread::sleep(Duration::from_millis(300));
+        if worked() == before {
+            break;
+        }
+        assert!(Instant::now() < deadline, "init does not come to rest");
+    }
+    drop((flood, deaf, gone));
+}
+
+#[test]
 fn a_terminal_has_its_size_and_one_stream() {
     let guest = Guest::new();
     let mut program = shell("stty size; echo $TERM; read line; stty size; tty; echo error >&2");

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
@@ -171,6 +172,16 @@ impl Inward {
 
     pub(super) fn is_socket(&self) -> bool {
         matches!(self.sink, Sink::Socket(_))
+    }
+
+    /// Whether poll says that nobody will take what is written: a pipe's reader went away, or all of a terminal's far side
+    /// was closed, which stays writable until it is full and would then be reported for ever.
+    pub(super) fn is_broken(&self, ready: PollFlags) -> bool {
+        match &self.sink {
+            Sink::Pipe(_) => ready.contains(PollFlags::ERR),
+            Sink::Terminal(_) => ready.contains(PollFlags::HUP),
+            Sink::Socket(_) => false,
+        }
     }
 
     /// Whether a reader that goes away is worth learning of before there is something to write.
