@@ -99,6 +99,8 @@ pub(crate) struct Unpacked {
     /// Bytes of file content.
     pub(crate) bytes: u64,
     pub(crate) entries: u64,
+    /// Bytes of the archive itself.
+    pub(crate) archive: u64,
     pub(crate) skipped_devices: u64,
 }
 
@@ -132,7 +134,11 @@ pub(crate) fn unpack(
             ))
         });
         // When the source failed, what the writer says is only an echo of it.
-        let (diff_id, complete) = fed?;
+        let Fed {
+            diff_id,
+            archive,
+            complete,
+        } = fed?;
         let summary = written?;
         if !complete {
             return Err(Error::new(
@@ -144,24 +150,32 @@ pub(crate) fn unpack(
             diff_id,
             bytes: summary.bytes,
             entries: summary.entries,
+            archive,
             skipped_devices: summary.skipped_devices,
         })
     })
 }
 
-/// Reads `source` to its end, hashing; `false` when the writer hung up before that.
-fn feed(
-    source: &mut dyn Read,
-    sender: &mpsc::SyncSender<Vec<u8>>,
-    limits: &Limits,
-) -> Result<(Digest, bool)> {
+/// What passed to the writer; not `complete` when that one hung up before the end.
+struct Fed {
+    diff_id: Digest,
+    archive: u64,
+    complete: bool,
+}
+
+/// Reads `source` to its end, hashing.
+fn feed(source: &mut dyn Read, sender: &mpsc::SyncSender<Vec<u8>>, limits: &Limits) -> Result<Fed> {
     let mut hasher = Hasher::default();
     let mut total = 0u64;
     loop {
         let mut chunk = vec![0; CHUNK];
         let count = read_full(source, &mut chunk).map_err(archive::reading)?;
         if count == 0 {
-            return Ok((hasher.finish(), true));
+            return Ok(Fed {
+                diff_id: hasher.finish(),
+                archive: total,
+                complete: true,
+            });
         }
         chunk.truncate(count);
         hasher.update(&chunk);
@@ -175,7 +189,11 @@ fn feed(
                 ));
         }
         if sender.send(chunk).is_err() {
-            return Ok((hasher.finish(), false));
+            return Ok(Fed {
+                diff_id: hasher.finish(),
+                archive: total,
+                complete: false,
+            });
         }
     }
 }

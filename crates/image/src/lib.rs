@@ -16,6 +16,8 @@
     reason = "a match on a question reads as a table of its two answers"
 )]
 
+pub mod archive;
+pub mod bootstrap;
 pub mod build;
 pub mod diff;
 mod digest;
@@ -26,6 +28,7 @@ pub mod layer;
 pub mod manifest;
 mod platform;
 mod reference;
+pub mod registry;
 mod store;
 mod tarball;
 

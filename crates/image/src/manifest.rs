@@ -176,6 +176,28 @@ impl Index {
 }
 
 impl Manifest {
+    /// The manifest of a config and layers that come without one.
+    pub(crate) fn compose(config: &[u8], layers: &[Layer]) -> Result<Vec<u8>> {
+        let descriptor = |media_type: &str, digest: Digest, size: u64| Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            platform: None,
+            annotations: std::collections::BTreeMap::new(),
+        };
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: OCI_MANIFEST.to_owned(),
+            config: descriptor(OCI_CONFIG, Digest::of(config), config.len() as u64),
+            layers: layers
+                .iter()
+                .map(|layer| descriptor(&layer.media_type, layer.digest, layer.size))
+                .collect(),
+        };
+        serde_json::to_vec(&manifest)
+            .map_err(|error| Error::new(Kind::Internal, "cannot write a manifest").because(error))
+    }
+
     /// Layers with their diff ids from the config, checked to agree in number and in form.
     pub(crate) fn layers(&self, config: &Config) -> Result<Vec<Layer>> {
         if config.diff_ids.len() != self.layers.len() {

@@ -26,11 +26,12 @@ use luna_core::{Error, Kind, Result};
 use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
+pub(crate) use ingest::Expected;
 pub use sweep::{Pruned, Removed};
 
 use crate::image::Config;
 use crate::layer::Limits;
-use crate::manifest::{self, Descriptor, Manifest};
+use crate::manifest::{self, Manifest};
 use crate::{Digest, Extensions, Image, Layer, Reference, files};
 use catalog::{Catalog, Record};
 
@@ -177,28 +178,7 @@ impl Store {
         rootfs.set_diff_ids(layers.iter().map(|layer| layer.diff_id.to_string()).collect());
         config.set_rootfs(rootfs);
         let config_bytes = Config::to_bytes(&config, extensions)?;
-        let descriptor = |media_type: &str, digest: Digest, size: u64| Descriptor {
-            media_type: media_type.to_owned(),
-            digest,
-            size,
-            platform: None,
-            annotations: std::collections::BTreeMap::new(),
-        };
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: manifest::OCI_MANIFEST.to_owned(),
-            config: descriptor(
-                manifest::OCI_CONFIG,
-                Digest::of(&config_bytes),
-                config_bytes.len() as u64,
-            ),
-            layers: layers
-                .iter()
-                .map(|layer| descriptor(&layer.media_type, layer.digest, layer.size))
-                .collect(),
-        };
-        let manifest_bytes = serde_json::to_vec(&manifest)
-            .map_err(|error| Error::new(Kind::Internal, "cannot write a manifest").because(error))?;
+        let manifest_bytes = Manifest::compose(&config_bytes, layers)?;
         self.register(&manifest_bytes, &config_bytes, layers, reference, built_here)
     }
 
@@ -297,6 +277,19 @@ impl Store {
             .hint("remove the image with `luna rmi --force` and pull it again"));
         }
         Ok(bytes)
+    }
+
+    /// A layer of some image here that unpacks to `diff_id`, whatever its compression.
+    pub(crate) fn layer_by_diff_id(&self, diff_id: Digest) -> Result<Option<Layer>> {
+        let catalog = self.catalog()?;
+        let mut layers = catalog.images.iter().flat_map(|record| &record.layers);
+        let found = layers.find(|layer| layer.diff_id == diff_id && self.is_verified(layer));
+        Ok(found.cloned())
+    }
+
+    /// The length of a layer's uncompressed archive, where it is known.
+    pub(crate) fn archive_size(&self, diff_id: Digest) -> Option<u64> {
+        self.tree_record(diff_id).map(|record| record.archive)
     }
 
     /// The docker and OCI manifest of an image as it came.

@@ -122,6 +122,11 @@ impl<R: Read> Archive<R> {
         Ok(count)
     }
 
+    /// The stream below, which stands right behind what was read so far.
+    pub(crate) fn reader(&self) -> &R {
+        &self.reader
+    }
+
     /// Reads what follows the archive's end, so that the whole stream has passed.
     pub(crate) fn drain(&mut self) -> Result<()> {
         io::copy(&mut self.reader, &mut io::sink())

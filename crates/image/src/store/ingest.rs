@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use luna_core::event::{Progress, Sink};
 use luna_core::{Error, Kind, Result};
@@ -45,6 +46,8 @@ pub(super) struct TreeRecord {
     /// Bytes of file content.
     pub(super) bytes: u64,
     entries: u64,
+    /// Bytes of the uncompressed archive.
+    pub(super) archive: u64,
     /// Blobs seen to unpack to this tree.
     blobs: Vec<Digest>,
 }
@@ -59,7 +62,7 @@ impl Store {
         let (tree, unpacked) = self.unpack_to_temporary(&mut tee)?;
         let (digest, size) = encoder.finish()?.finish();
         note_skipped(unpacked.skipped_devices, progress);
-        self.publish(Some(blob), tree, digest, &unpacked)?;
+        self.publish(|| blob.publish(&self.blob_path(digest)), tree, digest, &unpacked)?;
         Ok(Layer {
             digest,
             diff_id: unpacked.diff_id,
@@ -90,13 +93,34 @@ impl Store {
         let (tree, unpacked) = outcome?;
         check_diff_id(expected, &unpacked)?;
         note_skipped(unpacked.skipped_devices, progress);
-        self.publish(Some(blob), tree, digest, &unpacked)?;
+        self.publish(|| blob.publish(&self.blob_path(digest)), tree, digest, &unpacked)?;
         Ok(Layer {
             digest,
             diff_id: unpacked.diff_id,
             size,
             media_type: media_type.to_owned(),
         })
+    }
+
+    /// Takes a layer that a download writes to `part`, read through `source` while it grows. The source ends only when
+    /// the part's digest holds; then the part itself becomes the blob.
+    pub(crate) fn add_part(
+        &self,
+        source: &mut dyn Read,
+        layer: &Layer,
+        part: &Path,
+        progress: Sink,
+    ) -> Result<()> {
+        let mut source = source;
+        let (tree, unpacked) = self.decode(&mut source, &layer.media_type, Some(layer.size))?;
+        check_diff_id(Expected::of(layer), &unpacked)?;
+        note_skipped(unpacked.skipped_devices, progress);
+        let blob = || {
+            std::fs::rename(part, self.blob_path(layer.digest)).map_err(|error| {
+                files::storage_error(format!("cannot keep the layer `{}`", layer.digest.short()), error)
+            })
+        };
+        self.publish(blob, tree, layer.digest, &unpacked)
     }
 
     /// Unpacks a layer whose blob is in the store, checking both digests again.
@@ -120,7 +144,7 @@ impl Store {
         let (tree, unpacked) = outcome?;
         check_diff_id(Expected::of(layer), &unpacked)?;
         note_skipped(unpacked.skipped_devices, progress);
-        self.publish(None, tree, layer.digest, &unpacked)?;
+        self.publish(|| Ok(()), tree, layer.digest, &unpacked)?;
         progress(Progress::Finished { key, label });
         Ok(())
     }
@@ -179,10 +203,10 @@ impl Store {
         Ok((tree, unpacked))
     }
 
-    /// Makes blob and tree visible and remembers that they belong together.
+    /// Makes blob (by what `blob` does) and tree visible and remembers that they belong together.
     fn publish(
         &self,
-        blob: Option<Temporary>,
+        blob: impl FnOnce() -> Result<()>,
         tree: Temporary,
         digest: Digest,
         unpacked: &Unpacked,
@@ -192,9 +216,7 @@ impl Store {
         rustix::fs::syncfs(handle.as_fd()).map_err(|error| {
             files::storage_error("cannot flush a layer to the disk".to_owned(), error.into())
         })?;
-        if let Some(blob) = blob {
-            blob.publish(&self.blob_path(digest))?;
-        }
+        blob()?;
         let target = self.layer_path(unpacked.diff_id);
         if !target.is_dir() {
             tree.publish(&target)?;
@@ -204,6 +226,7 @@ impl Store {
             version: 1,
             bytes: unpacked.bytes,
             entries: unpacked.entries,
+            archive: unpacked.archive,
             blobs: Vec::new(),
         });
         if record.blobs.contains(&digest) {
