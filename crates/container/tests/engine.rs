@@ -1,15 +1,20 @@
 //! The engine with the real init: from a bundle to a process inside and back to nothing.
 
+#![allow(clippy::unwrap_used)] // In the helpers beside the tests.
+
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use luna_container::Container;
 use luna_core::capability::Capabilities;
-use luna_core::engine::{Bundle, Confinement, Endpoint, Engine as _, IdRange, Instance, OverlaidFile, Tree};
+use luna_core::engine::{
+    Bundle, Confinement, Endpoint, Engine as _, IdRange, Instance, Mount, OverlaidFile, Tree,
+};
 use luna_core::name::Id;
 use luna_core::process::{ExitStatus, Process};
-use luna_core::spec::{Resources, Seccomp};
+use luna_core::spec::{PidsLimit, Resources, Seccomp, SwapLimit};
+use luna_core::units::{Bytes, MilliCpus};
 use luna_guest::session::Session;
 
 /// A root file system with a static shell, for as long as this lives.
@@ -22,7 +27,9 @@ impl World {
             fs::create_dir_all(world.path(name)).unwrap();
         }
         fs::copy("/bin/busybox", world.path("lower/bin/busybox")).expect("busybox-static is installed");
-        for name in ["sh", "cat", "id", "echo", "sleep", "hostname", "touch", "ls"] {
+        for name in [
+            "sh", "cat", "id", "echo", "sleep", "hostname", "touch", "ls", "grep", "unshare", "true",
+        ] {
             std::os::unix::fs::symlink("busybox", world.path("lower/bin").join(name)).unwrap();
         }
         fs::write(world.path("lower/etc/passwd"), "root:x:0:0::/:/bin/sh\n").unwrap();
@@ -111,6 +118,130 @@ fn a_program_runs_behind_the_wall() {
     assert_eq!(instance.wait().unwrap(), ExitStatus::Code(7));
     assert!(world.path("upper/made").exists());
     assert!(instance.channel().is_err());
+}
+
+#[test]
+fn what_the_bundle_asks_for_is_inside() {
+    let world = World::new();
+    let volume = world.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let mut bundle = world.bundle();
+    bundle.mounts = vec![
+        Mount::Bind {
+            source: volume.clone(),
+            target: "/data".into(),
+            read_only: false,
+        },
+        Mount::Bind {
+            source: volume.clone(),
+            target: "/frozen".into(),
+            read_only: true,
+        },
+    ];
+    bundle.resources = Resources {
+        memory: Some(Bytes::mebibytes(64)),
+        memory_swap: Some(SwapLimit::Total(Bytes::mebibytes(64))),
+        pids: Some(PidsLimit::At(30)),
+        cpus: Some(MilliCpus(500)),
+        shm: Some(Bytes::mebibytes(8)),
+        ..Resources::default()
+    };
+    let mut instance = Container.start(bundle).unwrap();
+    let control = instance.control();
+    let usage = control.usage().unwrap();
+    assert_eq!(usage.memory_limit, Some(Bytes::mebibytes(64)));
+    assert_eq!(usage.pids_limit, Some(30));
+    control.pause().unwrap();
+    control.resume().unwrap();
+    let more = Resources {
+        memory: Some(Bytes::mebibytes(96)),
+        ..Resources::default()
+    };
+    control.update(&more).unwrap();
+    assert_eq!(control.usage().unwrap().memory_limit, Some(Bytes::mebibytes(96)));
+    let script = "touch /data/x; touch /frozen/y 2>/dev/null || echo frozen; cat /proc/mounts | grep shm";
+    let (text, _) = run(&mut instance, script);
+    assert!(text.starts_with("frozen\n"), "{text}");
+    assert!(text.contains("size=8192k"), "{text}");
+    assert!(volume.join("x").exists() && !volume.join("y").exists());
+}
+
+#[test]
+fn other_users_hold_nothing() {
+    let world = World::new();
+    let mut instance = Container.start(world.bundle()).unwrap();
+    let session = Session::open(instance.channel().unwrap()).unwrap();
+    let mut process = shell("id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status; touch /x || exit 3");
+    process.user = "1000:1000".into();
+    let mut child = session.start(&process).unwrap();
+    drop(child.stderr.take());
+    let mut text = String::new();
+    child.stdout.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "1000\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n");
+    assert_eq!(child.handle().wait().unwrap(), ExitStatus::Code(3));
+}
+
+#[test]
+fn nested_user_namespaces_only_where_granted() {
+    for granted in [false, true] {
+        let world = World::new();
+        let mut bundle = world.bundle();
+        bundle.confinement.nested_user_namespaces = granted;
+        let mut instance = Container.start(bundle).unwrap();
+        let (text, _) = run(
+            &mut instance,
+            "unshare -U id -u 2>/dev/null || echo refused; unshare -m true 2>/dev/null || echo refused",
+        );
+        let expected = if granted {
+            "65534\nrefused\n"
+        } else {
+            "refused\nrefused\n"
+        };
+        assert_eq!(text, expected, "granted: {granted}");
+    }
+}
+
+#[test]
+fn a_read_only_volume_is_not_handed_to_one_who_can_remount_it() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    bundle.mounts = vec![Mount::Bind {
+        source: "/etc".into(),
+        target: "/data".into(),
+        read_only: true,
+    }];
+    bundle.confinement.capabilities = Capabilities::DEFAULT.with("SYS_ADMIN".parse().unwrap());
+    let error = Container.start(bundle).err().unwrap();
+    assert_eq!(error.kind(), luna_core::Kind::Refused);
+}
+
+#[test]
+fn what_cannot_be_enforced_is_an_error_with_a_reason() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    bundle.confinement.selinux = Some("system_u:system_r:container_t:s0".into());
+    let error = Container.start(bundle).err().unwrap();
+    assert!(error.causes().join(" ").contains("label"), "{error:?}");
+}
+
+#[test]
+fn init_ends_when_its_host_goes_away() {
+    let world = World::new();
+    let mut instance = Container.start(world.bundle()).unwrap();
+    drop(instance.channel().unwrap());
+    instance.wait().unwrap();
+}
+
+#[test]
+fn probing_says_what_it_did() {
+    let report = Container.probe();
+    assert!(report.available(), "{:?}", report.obstacle());
+    assert!(report.checks.iter().all(|check| !check.detail.is_empty()));
+}
+
+#[test]
+fn reclaiming_what_is_not_there_is_no_error() {
+    Container.reclaim(&Id::from_random([7; 16])).unwrap();
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The jail's own cgroups: one directory `luna/<name>` in every hierarchy that the launcher may write, with the limits
+//! The jail's own cgroups: one directory `luna-<name>` in every hierarchy that the launcher may write
+//! and the jail has use for, with the limits
 //! asked for; counters, freezing and killing through them.
 //!
 //! Version 1, version 2 and both at once (hybrid) are one case: a list of hierarchies, each with its controllers. A
@@ -9,7 +10,6 @@ mod hierarchy;
 mod limit;
 mod usage;
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -25,12 +25,11 @@ pub(crate) use hierarchy::{Hierarchy, Version};
 
 use crate::spec::Limits;
 
-/// The name of the directory that holds all of Luna's.
-const FOLDER: &str = "luna";
 /// Dying processes leave a cgroup a moment after they are reaped.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The cgroups of one jail. Drop removes them; whoever was inside must be dead by then.
+/// The cgroups of one jail. Drop removes them; whoever was inside must be dead by then. There is no folder round the
+/// jails': it would double what making and removing them costs.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     groups: Vec<Group>,
@@ -51,7 +50,7 @@ impl Cgroups {
     pub(crate) fn create(name: &str, limits: &Limits, devices: Option<&[String]>) -> Result<Cgroups> {
         let mut cgroups = Cgroups { groups: Vec::new() };
         for hierarchy in hierarchy::all()? {
-            if hierarchy.controllers == ["cpuset"] && limits.cpuset.is_none() {
+            if !cgroups.needs(&hierarchy, limits) {
                 continue;
             }
             match Group::create(&hierarchy, name) {
@@ -59,9 +58,9 @@ impl Cgroups {
                 // Not ours to write; if a limit needs it, that is told below.
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::BUSY | Errno::NOENT) => {}
                 Err(error) => {
-                    let place = hierarchy.parent.join(FOLDER).join(name);
+                    let path = place(&hierarchy, name);
                     return Err(Error::io(
-                        format!("cannot make the cgroup `{}`", place.display()),
+                        format!("cannot make the cgroup `{}`", path.display()),
                         error,
                     ));
                 }
@@ -72,6 +71,23 @@ impl Cgroups {
             limit::restrict_devices(&cgroups, devices)?;
         }
         Ok(cgroups)
+    }
+
+    /// Each hierarchy costs time at both ends of a life. Version 2, which comes first, freezes and counts CPU time by
+    /// itself, and a cpuset that nobody asked for would only be a copy of the one above.
+    fn needs(&self, hierarchy: &Hierarchy, limits: &Limits) -> bool {
+        if hierarchy.version == Version::Two {
+            return true;
+        }
+        let has_two = self.of(Version::Two).next().is_some();
+        hierarchy
+            .controllers
+            .iter()
+            .any(|controller| match controller.as_str() {
+                "cpuset" => limits.cpuset.is_some(),
+                "freezer" | "cpuacct" => !has_two,
+                _ => true,
+            })
     }
 
     /// `tasks` files for the child to write itself into.
@@ -163,18 +179,10 @@ impl Cgroups {
     }
 }
 
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for group in &self.groups {
-            group.remove();
-        }
-    }
-}
-
 /// Removes what a launcher that was killed left of the jail `name`, killing what is still inside.
 pub(crate) fn reclaim(name: &str) -> Result<()> {
     for hierarchy in hierarchy::all()? {
-        let path = hierarchy.parent.join(FOLDER).join(name);
+        let path = place(&hierarchy, name);
         if let Ok(group) = Group::open(&hierarchy, path) {
             let cgroups = Cgroups { groups: vec![group] };
             cgroups.kill();
@@ -186,25 +194,10 @@ pub(crate) fn reclaim(name: &str) -> Result<()> {
 
 impl Group {
     fn create(hierarchy: &Hierarchy, name: &str) -> rustix::io::Result<Group> {
-        let folder = hierarchy.parent.join(FOLDER);
-        let path = folder.join(name);
-        // Another jail's end may take the empty folder away between the two steps.
-        for _ in 0..100 {
-            match make_directory(&folder) {
-                Ok(()) => hierarchy.prepare_folder(&folder)?,
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error),
-            }
-            match make_directory(&path) {
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    let group = Group::open(hierarchy, path.clone());
-                    return group.inspect_err(|_| remove_directory(&path));
-                }
-            }
-        }
-        Err(Errno::BUSY)
+        let path = place(hierarchy, name);
+        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
+        let group = Group::open(hierarchy, path.clone());
+        group.inspect_err(|_| remove_directory(&path))
     }
 
     fn open(hierarchy: &Hierarchy, path: PathBuf) -> rustix::io::Result<Group> {
@@ -244,22 +237,16 @@ impl Group {
             .open(self.path.join(file))?
             .write_all(value.as_bytes())
     }
+}
 
-    fn remove(&self) {
+impl Drop for Group {
+    fn drop(&mut self) {
         remove_directory(&self.path);
-        if let Some(folder) = self
-            .path
-            .parent()
-            .filter(|folder| folder.file_name() == Some(OsStr::new(FOLDER)))
-        {
-            // Fails as long as another jail is in there.
-            let _ = rustix::fs::rmdir(folder);
-        }
     }
 }
 
-fn make_directory(path: &Path) -> rustix::io::Result<()> {
-    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))
+fn place(hierarchy: &Hierarchy, name: &str) -> PathBuf {
+    hierarchy.parent.join(format!("luna-{name}"))
 }
 
 fn remove_directory(path: &Path) {

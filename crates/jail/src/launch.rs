@@ -250,8 +250,14 @@ pub(crate) fn await_program(socket: &OwnedFd, plan: &Plan, process: &Process) ->
                     .steps
                     .get(report.step as usize)
                     .map_or("start".into(), Step::stage);
-                let error = rustix::io::Errno::from_raw_os_error(report.error);
-                return Err(Error::io(format!("cannot {stage}"), error));
+                let errno = rustix::io::Errno::from_raw_os_error(report.error);
+                let error = Error::io(format!("cannot {stage}"), errno);
+                return Err(match (plan.steps.get(report.step as usize), errno) {
+                    (Some(Step::ResourceLimit(..)), rustix::io::Errno::PERM) => {
+                        error.hint("ask for no more than Luna's own hard limit, which `ulimit -Ha` shows")
+                    }
+                    _ => error,
+                });
             }
         }
     }

@@ -69,7 +69,12 @@ impl Plan {
             next: SLOTS as u8,
         };
         draft.namespaces(spec, inherited);
-        draft.file_system(spec)?;
+        let devices = draft.file_system(spec)?;
+        if spec.defences.no_new_privileges {
+            draft.steps.push(Step::NoNewPrivileges);
+        }
+        draft.steps.extend(inherited.landlock.map(Step::Landlock));
+        draft.descriptors(spec, devices)?;
         draft.confine(spec, inherited)?;
         if draft.sources.len() > MOST_MOUNTS || usize::from(draft.next) < draft.sources.len() {
             return Err(invalid(spec, format!("it has more than {MOST_MOUNTS} mounts")));
@@ -151,7 +156,8 @@ impl Draft {
         into
     }
 
-    fn file_system(&mut self, spec: &Spec) -> Result<()> {
+    /// Everything the jail sees as files; the result is `/dev`.
+    fn file_system(&mut self, spec: &Spec) -> Result<Slot> {
         // Staging lies over the old root and is let go of with it: mounts wait there that are cloned from.
         let staging = self.make(c"tmpfs", &[(c"mode", "700"), (c"size", "64k")], QUIET);
         self.steps.push(Step::AttachOverRoot(staging));
@@ -231,7 +237,7 @@ impl Draft {
             self.steps.push(Step::ReadOnly(root));
         }
         self.steps.extend([Step::Pivot(root), Step::CheckRoot(root)]);
-        self.descriptors(spec, devices)
+        Ok(devices)
     }
 
     fn kernel_file_systems(&mut self, spec: &Spec, root: Slot, empty: Slot) -> Result<KernelFileSystems> {
@@ -461,12 +467,6 @@ impl Draft {
                 format!("it inherits more than {MOST_INHERITED} descriptors"),
             ));
         }
-        for limit in &spec.rlimits {
-            self.steps.push(resource_limit(limit));
-        }
-        if spec.defences.no_new_privileges {
-            self.steps.push(Step::NoNewPrivileges);
-        }
         let [stdin, stdout, stderr] = &program.stdio;
         let raw = |fd: &Option<std::os::fd::OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
         self.steps.push(Step::Descriptors(Descriptors {
@@ -480,10 +480,8 @@ impl Draft {
     }
 
     fn confine(&mut self, spec: &Spec, inherited: &Inherited) -> Result<()> {
-        if let Some(ruleset) = inherited.landlock {
-            let before = self.steps.len() - 1;
-            self.steps.insert(before, Step::Landlock(ruleset));
-        }
+        // Not before the descriptors are arranged, which takes more of them than a jail may be allowed.
+        self.steps.extend(spec.rlimits.iter().map(resource_limit));
         let keep = spec.defences.capabilities.bits();
         self.steps.push(Step::BoundingSet(keep));
         if let Some(program) = &inherited.seccomp {

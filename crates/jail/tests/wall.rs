@@ -1,5 +1,7 @@
 //! What the world looks like from inside a jail with the whole wall up, and that it stays so when the root is hostile.
 
+#![allow(clippy::unwrap_used)] // In the helpers beside the tests.
+
 mod common;
 
 use std::fs;

@@ -31,12 +31,13 @@ const USED: [&str; 8] = [
 /// Controllers of version 2 that a jail uses.
 const WANTED: [&str; 5] = ["memory", "cpu", "cpuset", "pids", "io"];
 
-/// Every hierarchy that is mounted where the launcher can see it.
+/// Every hierarchy that is mounted where the launcher can see it, version 2 first.
 pub(crate) fn all() -> Result<Vec<Hierarchy>> {
     let read = |path: &str| {
         std::fs::read_to_string(path).map_err(|error| Error::io(format!("cannot read `{path}`"), error))
     };
     let mut found = parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    found.sort_by_key(|hierarchy| hierarchy.version == Version::One);
     for hierarchy in found
         .iter_mut()
         .filter(|hierarchy| hierarchy.version == Version::Two)
@@ -132,17 +133,6 @@ impl Hierarchy {
         self.controllers = words(&place.join("cgroup.controllers"));
         pass_on(&place, &self.controllers);
         self.parent = place;
-    }
-
-    /// A new folder between the parent and the jails.
-    pub(crate) fn prepare_folder(&self, folder: &Path) -> rustix::io::Result<()> {
-        match self.version {
-            Version::Two => pass_on(folder, &self.controllers),
-            // A new cpuset is empty, and nobody can join one that is.
-            Version::One if self.controllers.iter().any(|own| own == "cpuset") => inherit_cpuset(folder)?,
-            Version::One => {}
-        }
-        Ok(())
     }
 
     /// What can be limited in a cgroup that was made at `path`.

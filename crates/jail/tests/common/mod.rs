@@ -113,3 +113,34 @@ pub fn ask(spec: Spec) -> Vec<String> {
     asked.jail.wait().unwrap();
     text.lines().map(str::to_owned).collect()
 }
+
+/// Every cgroup of this name, in any hierarchy.
+pub fn cgroups_named(name: &str) -> Vec<PathBuf> {
+    fn search(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy() == format!("luna-{name}") {
+                    found.push(entry.path());
+                }
+                search(&entry.path(), name, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    search(Path::new("/sys/fs/cgroup"), name, &mut found);
+    found
+}
+
+/// Cgroups as a launcher leaves them that is killed with SIGKILL: a launched jail's, made again after its end.
+pub fn make_cgroups(name: &str) -> Vec<PathBuf> {
+    let world = World::new();
+    let mut spec = world.spec(&["wait"]);
+    name.clone_into(&mut spec.name);
+    let asked = start(spec).unwrap();
+    let found = cgroups_named(name);
+    drop(asked);
+    for path in &found {
+        fs::create_dir(path).unwrap();
+    }
+    found
+}
