@@ -191,14 +191,14 @@ fn init_sleeps_while_nothing_can_move() {
     deaf.stdin = true;
     let mut deaf = guest.session.exec(&deaf).unwrap();
     let mut stdin = deaf.stdin.take().unwrap();
-    stdin.write_all(&[0; 200_000]).unwrap();
+    stdin.write_all(&vec![0; 200_000]).unwrap();
     let mut gone = shell("stty raw -echo; echo; sleep 0.5; exec 0<&- 1>&- 2>&-; sleep 5000");
     gone.terminal = Some(TerminalSize { rows: 1, columns: 1 });
     gone.stdin = true;
     let mut gone = guest.session.exec(&gone).unwrap();
     let mut typed = gone.stdin.take().unwrap();
     gone.stdout.read_exact(&mut [0]).unwrap();
-    let _ = typed.write_all(&[b'x'; 200_000]);
+    let _ = typed.write_all(&vec![b'x'; 200_000]);
     let _ = gone.stdout.read_to_end(&mut Vec::new());
     // Nanoseconds on a processor.
     let worked = || {
