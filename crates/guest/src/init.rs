@@ -317,8 +317,10 @@ impl Init {
     }
 
     fn obey(&mut self, stream: u32, request: Request, outbox: &mut Queue) -> Result<(), Failure> {
-        let open = self.flows.len() + self.tasks.len() + self.connecting.len();
-        if open >= MAX_STREAMS || self.ending.is_some() {
+        if self.ending.is_some() {
+            return Err(Failure::new(Stage::Streams, libc::ESHUTDOWN));
+        }
+        if self.flows.len() + self.tasks.len() + self.connecting.len() >= MAX_STREAMS {
             return Err(Failure::new(Stage::Streams, libc::EMFILE));
         }
         match request {

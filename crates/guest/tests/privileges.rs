@@ -81,10 +81,9 @@ fn the_directory_is_made_and_entered() {
     std::os::unix::fs::symlink(&path, path.join("round")).unwrap();
     let mut program = shell("pwd -P; stat -c '%a %u' .; umask; touch file; stat -c %a file");
     program.cwd = format!("{}/round//new/./er", path.display());
-    let uid = rustix::process::geteuid().as_raw();
     assert_eq!(
         output(&program),
-        format!("{}/new/er\n755 {uid}\n0022\n644", path.display())
+        format!("{}/new/er\n755 0\n0022\n644", path.display())
     );
     program.cwd = "/etc/passwd/x".to_owned();
     let guest = Guest::new();

@@ -108,7 +108,7 @@ impl Failure {
 pub enum Stage {
     /// The request itself: empty arguments, a NUL in a string, a second Start.
     Request,
-    /// More streams than init keeps.
+    /// More streams than init keeps (`EMFILE`), or none any more: the main process has ended (`ESHUTDOWN`).
     Streams,
     /// No such process, or it has ended.
     Process,

@@ -9,6 +9,8 @@ use crate::protocol::{Failure, Stage};
 
 /// `EBADMSG`, which init says where no system call failed.
 const BAD_MESSAGE: i32 = 74;
+/// `ESHUTDOWN`, once the main process has ended.
+const SHUT_DOWN: i32 = 108;
 
 fn cause(failure: &Failure) -> io::Error {
     io::Error::from_raw_os_error(failure.errno)
@@ -135,6 +137,10 @@ fn of_path(message: String, cause: io::Error) -> Error {
 pub(super) fn other(failure: &Failure) -> Error {
     let cause = cause(failure);
     match failure.stage {
+        Stage::Streams if failure.errno == SHUT_DOWN => {
+            Error::new(Kind::Unavailable, "cannot begin anything in the sandbox")
+                .because("its main process has ended")
+        }
         Stage::Streams => Error::new(Kind::Exhausted, "cannot open another stream into the sandbox"),
         Stage::Process => Error::new(Kind::NotFound, "cannot find the process in the sandbox").because(cause),
         Stage::Pipe | Stage::Fork => {

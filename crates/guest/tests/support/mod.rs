@@ -11,11 +11,21 @@ use luna_core::capability::Capabilities;
 use luna_core::process::{ExitStatus, Process};
 use luna_guest::session::{Child, Session};
 
+/// Init is root wherever it runs. For a developer who is not, it is root of a user namespace with the ids of /etc/subuid.
+fn as_root() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() {
+        &[]
+    } else {
+        &["unshare", "--user", "--map-root-user", "--map-auto"]
+    }
+}
+
 /// Runs `luna-init` with `channel` at descriptor 3; `around` goes before it on the command line.
 pub(crate) fn spawn_init(channel: UnixStream, around: &[&str]) -> std::process::Child {
     let mut command = Command::new("sh");
     command
         .args(["-c", "exec \"$@\" 3<&0 0</dev/null", "sh"])
+        .args(as_root())
         .args(around)
         .arg(env!("CARGO_BIN_EXE_luna-init"))
         .stdin(Stdio::from(OwnedFd::from(channel)));
