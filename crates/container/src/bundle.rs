@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use luna_core::capability::Capabilities;
 use luna_core::engine::{Bundle, Endpoint, IdRange, Mount};
-use luna_core::spec::{PidsLimit, Resources, Seccomp, SwapLimit};
+use luna_core::spec::{Resources, Seccomp, SwapLimit};
 use luna_core::units::Bytes;
 use luna_core::{Error, Kind, Result};
 use luna_jail::spec::{
@@ -156,10 +156,7 @@ pub(crate) fn limits(resources: &Resources) -> Result<Limits> {
         swap,
         cpus: resources.cpus,
         cpuset: resources.cpuset.clone(),
-        pids: match resources.pids {
-            Some(PidsLimit::At(count)) => Some(count),
-            Some(PidsLimit::Unlimited) | None => None,
-        },
+        pids: resources.pids,
         default_pids: resources.pids.is_none().then_some(DEFAULT_PIDS),
         io_weight: resources.blkio_weight,
     })
@@ -167,6 +164,8 @@ pub(crate) fn limits(resources: &Resources) -> Result<Limits> {
 
 #[cfg(test)]
 mod tests {
+    use luna_core::spec::PidsLimit;
+
     use super::*;
 
     #[test]
@@ -208,7 +207,7 @@ mod tests {
             .unwrap()
         };
         assert_eq!(asked(None).default_pids, Some(DEFAULT_PIDS));
-        assert_eq!(asked(Some(PidsLimit::At(7))).pids, Some(7));
+        assert_eq!(asked(Some(PidsLimit::At(7))).pids, Some(PidsLimit::At(7)));
         assert_eq!(asked(Some(PidsLimit::At(7))).default_pids, None);
         assert_eq!(asked(Some(PidsLimit::Unlimited)).default_pids, None);
     }

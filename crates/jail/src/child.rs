@@ -118,6 +118,10 @@ impl Child {
         match step {
             Step::JoinCgroup(tasks) => rustix::io::write(sys::borrow(*tasks), b"0").map(drop),
             Step::CgroupNamespace => sys::unshare_cgroup_namespace(),
+            Step::Session => {
+                rustix::process::umask(Mode::from_raw_mode(0o022));
+                rustix::process::setsid().map(drop)
+            }
             Step::SessionKeyring => sys::new_session_keyring(),
             Step::LoopbackUp => {
                 let socket = rustix::net::socket_with(

@@ -117,6 +117,9 @@ impl Draft {
         if defences.cgroup_namespace {
             self.steps.push(Step::CgroupNamespace);
         }
+        if defences.new_session {
+            self.steps.push(Step::Session);
+        }
         if defences.new_session_keyring {
             self.steps.push(Step::SessionKeyring);
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use luna_core::host::{Check, Outcome};
+use luna_core::spec::PidsLimit;
 use luna_core::units::{Bytes, MilliCpus};
 use luna_core::{Error, Result};
 
@@ -47,7 +48,7 @@ pub fn probe() -> Vec<Check> {
         (
             "cgroup process limit",
             Limits {
-                pids: Some(64),
+                pids: Some(PidsLimit::At(64)),
                 ..Limits::default()
             },
         ),

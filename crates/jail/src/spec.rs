@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use luna_core::capability::Capabilities;
 use luna_core::process::Rlimit;
+use luna_core::spec::PidsLimit;
 use luna_core::units::{Bytes, MilliCpus};
 
 /// One jail. Launching consumes it.
@@ -114,7 +115,7 @@ pub struct Limits {
     pub swap: Option<Swap>,
     pub cpus: Option<MilliCpus>,
     pub cpuset: Option<String>,
-    pub pids: Option<u32>,
+    pub pids: Option<PidsLimit>,
     /// Set where the host can and `pids` is absent.
     pub default_pids: Option<u32>,
     /// 10 to 1000.
@@ -162,6 +163,8 @@ pub struct Defences {
     /// Landlock scopes: no signals to and no abstract sockets of processes outside.
     pub landlock: bool,
     pub new_session_keyring: bool,
+    /// The program has no controlling terminal.
+    pub new_session: bool,
     /// Nothing but the named descriptors survives into the program.
     pub close_descriptors: bool,
     /// The executable must be a memfd with every seal.
@@ -191,6 +194,7 @@ impl Default for Defences {
             seccomp: Seccomp::default(),
             landlock: true,
             new_session_keyring: true,
+            new_session: true,
             close_descriptors: true,
             sealed_program: true,
             device_cgroup: true,

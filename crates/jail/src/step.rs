@@ -32,6 +32,9 @@ pub(crate) enum Step {
     /// RCU grace period (`cgroup_procs_write_start` in `kernel/cgroup/cgroup.c`), which costs 6 to 15 ms after idle.
     JoinCgroup(RawFd),
     CgroupNamespace,
+    /// A session without a terminal: through `/dev/tty` the caller's could be typed into (CVE-2017-5226). And the usual
+    /// umask, whatever the caller's is.
+    Session,
     SessionKeyring,
     LoopbackUp,
     Hostname(Vec<u8>),
@@ -147,6 +150,7 @@ impl Step {
         let text = |path: &CStr| path.to_string_lossy().into_owned();
         match self {
             Step::JoinCgroup(_) => "join its cgroup".into(),
+            Step::Session => "begin a session".into(),
             Step::CgroupNamespace => "make a cgroup namespace".into(),
             Step::SessionKeyring => "make a session keyring".into(),
             Step::LoopbackUp => "bring up the loopback device".into(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Asked, World, ask, start, unique};
 use luna_core::Kind;
 use luna_core::process::{ExitStatus, Rlimit, RlimitKind};
+use luna_core::spec::PidsLimit;
 use luna_core::units::{Bytes, MilliCpus};
 use luna_jail::spec::{Limits, Swap};
 
@@ -48,7 +49,7 @@ fn more_memory_than_allowed_is_death_and_it_is_counted() {
 #[test]
 fn processes_are_limited() {
     let limits = Limits {
-        pids: Some(20),
+        pids: Some(PidsLimit::At(20)),
         ..Limits::default()
     };
     let mut asked = limited(limits, &["threads 100"]);
@@ -157,7 +158,7 @@ fn limits_change_in_place_and_all_or_none() {
     let asked = limited(
         Limits {
             memory: Some(Bytes::mebibytes(64)),
-            pids: Some(50),
+            pids: Some(PidsLimit::At(50)),
             ..Limits::default()
         },
         &["wait"],
@@ -173,6 +174,19 @@ fn limits_change_in_place_and_all_or_none() {
             .unwrap();
         assert_eq!(handle.usage().unwrap().memory_limit, memory);
     }
+    handle
+        .update(&Limits {
+            pids: Some(PidsLimit::Unlimited),
+            ..Limits::default()
+        })
+        .unwrap();
+    assert_eq!(handle.usage().unwrap().pids_limit, None);
+    handle
+        .update(&Limits {
+            pids: Some(PidsLimit::At(50)),
+            ..Limits::default()
+        })
+        .unwrap();
     let impossible = Limits {
         memory: Some(Bytes::mebibytes(48)),
         cpuset: Some("4000".into()),

@@ -69,6 +69,8 @@ fn it_holds_no_more_than_docker_would_give() {
         ("Seccomp_filters", "1"),
         ("SigBlk", "0000000000000000"),
         ("Groups", ""),
+        ("NSsid", "1"),
+        ("Umask", "0022"),
     ] {
         assert_eq!(field(&status, name), value, "{name}");
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use luna_core::spec::PidsLimit;
 use luna_core::{Error, Kind, Result};
 
 use super::{Cgroups, Group, Version};
@@ -82,16 +83,24 @@ fn work_out<'a>(cgroups: &'a Cgroups, limits: &Limits) -> Result<Vec<Write<'a>>>
             Some(what),
         );
     }
-    if let Some(pids) = limits.pids {
-        let what = "limit processes";
-        put(
-            need(cgroups, "pids", what)?,
-            "pids.max",
-            pids.to_string(),
-            Some(what),
-        );
-    } else if let (Some(pids), Some(group)) = (limits.default_pids, cgroups.with("pids")) {
-        put(group, "pids.max", pids.to_string(), None);
+    match (limits.pids, cgroups.with("pids")) {
+        (Some(PidsLimit::At(pids)), _) => {
+            let what = "limit processes";
+            put(
+                need(cgroups, "pids", what)?,
+                "pids.max",
+                pids.to_string(),
+                Some(what),
+            );
+        }
+        (Some(PidsLimit::Unlimited), Some(group)) => put(group, "pids.max", "max".to_owned(), None),
+        (None, Some(group)) => {
+            if let Some(pids) = limits.default_pids {
+                put(group, "pids.max", pids.to_string(), None);
+            }
+        }
+        // Without a controller there is no limit to lift, and one that nobody asked for to be left out.
+        (Some(PidsLimit::Unlimited) | None, None) => {}
     }
     if let Some(weight) = limits.io_weight {
         io_weight(cgroups, weight, &mut put)?;
