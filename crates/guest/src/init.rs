@@ -383,7 +383,10 @@ impl Init {
                     self.tasks
                         .ended(pid.as_raw_pid(), exit_status(status.as_raw()), &mut self.flows);
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    self.alone = false;
+                    break;
+                }
                 Err(errno) => {
                     self.alone = errno == Errno::CHILD;
                     break;

@@ -92,6 +92,25 @@ fn the_main_process_takes_everything_with_it() {
 }
 
 #[test]
+fn nobody_outlives_the_main_process() {
+    let mut guest = Guest::new();
+    run(&guest.session, &process(&["true"]));
+    let daemon = run(
+        &guest.session,
+        &shell("setsid sleep 5000 >/dev/null 2>&1 & echo $!"),
+    )
+    .stdout;
+    assert!(alive(daemon.trim()));
+    assert!(
+        finish(guest.session.start(&process(&["true"])).unwrap())
+            .status
+            .success()
+    );
+    assert!(guest.init.wait().unwrap().success());
+    assert!(!alive(daemon.trim()));
+}
+
+#[test]
 fn as_pid_1_it_reaps_orphans_and_passes_on_signals() {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: not root");
