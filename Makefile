@@ -2,6 +2,7 @@
 # their own.
 
 PREFIX ?= /usr/local
+to = $(DESTDIR)$(PREFIX)
 # Bounds `make fuzz`: seconds for each target.
 SECONDS_EACH ?= 20
 
@@ -37,12 +38,21 @@ bench: ## start-up and memory, side by side with runc and podman
 	@benches/memory
 
 install: ## into PREFIX (/usr/local) below DESTDIR, after `make build`
-	install -D -m 0755 $(release)/luna $(DESTDIR)$(PREFIX)/bin/luna
-	install -D -m 0755 $(release)/luna-init $(DESTDIR)$(PREFIX)/lib/luna/luna-init
+	install -D -m 0755 $(release)/luna $(to)/bin/luna
+	install -D -m 0755 $(release)/luna-init $(to)/lib/luna/luna-init
+	mkdir -p $(to)/share/luna/images $(to)/share/man/man1 $(to)/share/bash-completion/completions \
+		$(to)/share/zsh/site-functions $(to)/share/fish/vendor_completions.d
+	cp -R images/agent $(to)/share/luna/images/
+	$(release)/luna man $(to)/share/man/man1
+	$(release)/luna completion bash >$(to)/share/bash-completion/completions/luna
+	$(release)/luna completion zsh >$(to)/share/zsh/site-functions/_luna
+	$(release)/luna completion fish >$(to)/share/fish/vendor_completions.d/luna.fish
 
 uninstall: ## what install put there; images and sandboxes stay
-	rm -f $(DESTDIR)$(PREFIX)/bin/luna $(DESTDIR)$(PREFIX)/lib/luna/luna-init
-	-rmdir $(DESTDIR)$(PREFIX)/lib/luna
+	rm -rf $(to)/share/luna $(to)/lib/luna
+	rm -f $(to)/bin/luna $(to)/share/man/man1/luna.1 $(to)/share/man/man1/luna-*.1 \
+		$(to)/share/bash-completion/completions/luna $(to)/share/zsh/site-functions/_luna \
+		$(to)/share/fish/vendor_completions.d/luna.fish
 
 clean: ## what was built here; caches and Luna's images stay
 	rm -rf target fuzz/target fuzz/artifacts images/agent/luna-agent/luna-workspace
