@@ -4,6 +4,8 @@
 //! nearest ancestor of its own cgroup that has no processes of its own (the kernel allows controllers to be passed on
 //! from nowhere else but the root) and that it may write.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use luna_core::{Error, Result};
@@ -33,10 +35,7 @@ const WANTED: [&str; 5] = ["memory", "cpu", "cpuset", "pids", "io"];
 
 /// Every hierarchy that is mounted where the launcher can see it, version 2 first.
 pub(crate) fn all() -> Result<Vec<Hierarchy>> {
-    let read = |path: &str| {
-        std::fs::read_to_string(path).map_err(|error| Error::io(format!("cannot read `{path}`"), error))
-    };
-    let mut found = parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    let mut found = parse(&whole("/proc/self/mountinfo")?, &whole("/proc/self/cgroup")?);
     found.sort_by_key(|hierarchy| hierarchy.version == Version::One);
     for hierarchy in found
         .iter_mut()
@@ -45,6 +44,15 @@ pub(crate) fn all() -> Result<Vec<Hierarchy>> {
         hierarchy.settle();
     }
     Ok(found)
+}
+
+/// A file of proc(5) in as few reads as possible: the kernel writes it anew for each.
+fn whole(path: &str) -> Result<String> {
+    let mut text = String::with_capacity(32 << 10);
+    File::open(path)
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .map_err(|error| Error::io(format!("cannot read `{path}`"), error))?;
+    Ok(text)
 }
 
 /// From the two files of proc(5); for version 2 `parent` is the launcher's own cgroup and `controllers` is empty.
