@@ -204,6 +204,11 @@ fn normal_host(host: &str) -> Result<String, &'static str> {
         }
     }
     let host = host.to_ascii_lowercase();
+    if !is_host(&host) {
+        return Err(
+            "a registry's name has a dot or a port, or it is `localhost`; a repository is written in lower case",
+        );
+    }
     Ok(match host.as_str() {
         "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY.to_owned(),
         _ => host,
@@ -339,6 +344,7 @@ mod tests {
             ":",
             "/",
             "Debian",
+            "Debian/x",
             "a//b",
             "/a",
             "a/",

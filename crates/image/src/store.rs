@@ -240,8 +240,14 @@ impl Store {
     }
 
     fn image(&self, record: &Record) -> Result<Image> {
-        let bytes = self.read_blob(record.id)?;
-        Ok(image(record, Config::parse(&bytes)?))
+        let read = || Ok(image(record, Config::parse(&self.read_blob(record.id)?)?));
+        read().map_err(|error: Error| {
+            let id = record.id.short();
+            let name = record.references.first().map_or(id.clone(), Reference::familiar);
+            error
+                .context(format!("cannot read the image `{name}`"))
+                .hint(format!("luna rmi --force {id}"))
+        })
     }
 
     fn catalog(&self) -> Result<Catalog> {
@@ -273,8 +279,7 @@ impl Store {
                 Kind::Corrupt,
                 format!("cannot use the blob `{}` in the store", digest.short()),
             )
-            .because("its content changed since it was stored")
-            .hint("remove the image with `luna rmi --force` and pull it again"));
+            .because("its content changed since it was stored"));
         }
         Ok(bytes)
     }

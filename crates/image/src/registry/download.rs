@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -84,7 +85,7 @@ fn one(
         total: Some(layer.size),
     });
     let path = store.blobs().join(format!(".part-{}", layer.digest.hex()));
-    let _lock = files::lock(&path, FlockOperation::LockExclusive)?;
+    let _lock = lock_part(&path)?;
     if store.is_verified(layer) {
         // Another pull brought it while this one waited.
         let _ = std::fs::remove_file(&path);
@@ -126,6 +127,21 @@ fn one(
             Err(own)
         }
         (Err(error), _) => Err(error),
+    }
+}
+
+/// Waits for the lock on the part. Whoever had it may have renamed or removed the file meanwhile: then what is locked
+/// is no longer what the name means, and it is tried again.
+fn lock_part(path: &Path) -> Result<OwnedFd> {
+    use std::os::unix::fs::MetadataExt;
+    loop {
+        let locked = files::lock(path, FlockOperation::LockExclusive)?;
+        let own = rustix::fs::fstat(&locked)
+            .map_err(|error| Error::io(format!("cannot lock `{}`", path.display()), error))?;
+        let named = path.metadata();
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (own.st_dev, own.st_ino)) {
+            return Ok(locked);
+        }
     }
 }
 
