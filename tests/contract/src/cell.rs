@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use luna_core::capability::Capabilities;
 use luna_core::process::Process;
+use luna_core::spec::PidsLimit;
 use luna_core::units::Bytes;
 use luna_core::{Error, Result};
 use luna_guest::session::Session;
@@ -159,7 +160,7 @@ fn spec(cell: &Cell, channel: OwnedFd) -> Result<Spec> {
             Limits {
                 memory: Some(MEMORY),
                 swap: None::<Swap>,
-                pids: Some(PIDS),
+                pids: Some(PidsLimit::At(PIDS)),
                 ..Limits::default()
             }
         },

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use luna_core::spec::PidsLimit;
 use luna_core::units::Bytes;
 use luna_jail::Spec;
 use luna_jail::spec::{Network, Opening, Seccomp};
@@ -31,6 +32,7 @@ pub fn take_out(spec: &mut Spec, name: &str, program: &Path) {
         "no_new_privileges" => defences.no_new_privileges = false,
         "landlock" => defences.landlock = false,
         "new_session_keyring" => defences.new_session_keyring = false,
+        "new_session" => defences.new_session = false,
         "close_descriptors" => defences.close_descriptors = false,
         "device_cgroup" => defences.device_cgroup = false,
         "sealed_program" => {
@@ -51,7 +53,7 @@ pub fn take_out(spec: &mut Spec, name: &str, program: &Path) {
             spec.limits.memory = Some(PLENTY);
             spec.limits.swap = None;
         }
-        "pids" => spec.limits.pids = Some(1000),
+        "pids" => spec.limits.pids = Some(PidsLimit::At(1000)),
         "shared_memory" => spec.shared_memory = PLENTY,
         other => match other.split_once(':') {
             Some(("capability", name)) => {
