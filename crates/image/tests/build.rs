@@ -429,7 +429,7 @@ fn mounts_leave_nothing_behind() {
     request.no_host_ca = false;
     let dockerfile = |extra: &str| {
         format!(
-            "FROM base:1\nRUN --mount=type=cache,target=/var/cache/x --mount=type=secret,id=tok,required --mount=type=secret,id=tok,env=TOKEN --mount=target=/src,source=src --mount=type=tmpfs,target=/scratch cat /src/in.txt /run/secrets/tok /var/cache/x/n 2>/dev/null; echo \"$TOKEN $SSL_CERT_FILE\"; echo 1 >> /var/cache/x/n; touch /scratch/y; stat -c %a /run/secrets/tok; {extra} touch /kept; ! touch /src/z\n"
+            "FROM base:1\nRUN --mount=type=cache,target=/var/cache/x --mount=type=secret,id=tok,required --mount=type=secret,id=tok,env=TOKEN --mount=target=/src,source=src --mount=type=tmpfs,target=/scratch cat /src/in.txt /run/secrets/tok /var/cache/x/n 2>/dev/null; echo \"$TOKEN $SSL_CERT_FILE\"; echo 1 >> /var/cache/x/n; touch /scratch/y; stat -c %a /run/secrets/tok; {extra} touch /kept; ! touch /src/z 2>/dev/null\n"
         )
     };
     bench.file("Dockerfile", &dockerfile(""));
@@ -500,6 +500,26 @@ fn a_failing_step_names_its_line_and_changes_nothing() {
             "{text}: {error}"
         );
     }
+}
+
+#[test]
+fn what_a_killed_build_left_is_swept_and_the_live_are_not_disturbed() {
+    let Some(bench) = bench() else { return };
+    let directory = bench.store.root().join("build");
+    std::fs::create_dir_all(directory.join(".new-1-0/step-0/upper")).unwrap();
+    std::fs::create_dir_all(directory.join(".new-1-1")).unwrap();
+    let live = std::fs::File::open(directory.join(".new-1-1")).unwrap();
+    rustix::fs::flock(&live, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let image = bench.built("FROM base:1\nRUN --mount=type=cache,target=/c touch /c/x /y\n");
+    assert!(!directory.join(".new-1-0").exists() && directory.join(".new-1-1").exists());
+    luna_image::build::forget(&bench.store).unwrap();
+    let left: Vec<_> = std::fs::read_dir(directory.join("mounts"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_none())
+        .collect();
+    assert!(left.is_empty() && !directory.join("cache").exists(), "{left:?}");
+    assert_eq!(bench.ask(&image, "ls /y"), "/y\n");
 }
 
 #[test]
