@@ -102,6 +102,10 @@ impl Cgroups {
         self.of(Version::Two).next().map(|group| group.entrance.as_fd())
     }
 
+    pub(crate) fn leave_version_two(&mut self) {
+        self.groups.retain(|group| group.version == Version::One);
+    }
+
     /// Changes limits in place. On error all are as before.
     pub(crate) fn update(&self, limits: &Limits) -> Result<()> {
         limit::apply(self, limits)

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use luna_core::{Error, Kind, Result};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -42,7 +43,7 @@ pub fn launch(spec: Spec) -> Result<Jailed> {
     };
     let devices = allowed_devices(&spec).map_err(cannot)?;
     // Removed when dropped, after the process that was inside.
-    let cgroups = Cgroups::create(&spec.name, &spec.limits, devices.as_deref()).map_err(cannot)?;
+    let mut cgroups = Cgroups::create(&spec.name, &spec.limits, devices.as_deref()).map_err(cannot)?;
     let inherited = Inherited {
         cgroups: cgroups.tasks(),
         seccomp: seccomp::program(&spec.defences.seccomp, spec.defences.capabilities),
@@ -52,8 +53,22 @@ pub fn launch(spec: Spec) -> Result<Jailed> {
     let (ours, theirs) = status_sockets().map_err(cannot)?;
 
     let body = || child::run(&plan.steps, theirs.as_raw_fd(), ours.as_raw_fd());
-    let (pid, pidfd) = sys::spawn(clone_flags(&spec), cgroups.directory(), &body)
-        .map_err(|error| cannot(namespaces_refused(error)))?;
+    let (pid, pidfd) = match sys::spawn(clone_flags(&spec), cgroups.directory(), &body) {
+        // The cgroup is ours to write, but the way from our own one to it leads through one that is not. Without a
+        // limit asked for, the jail stays in the launcher's.
+        Err(Errno::ACCESS) if cgroups.directory().is_some() && !spec.limits.asked() => {
+            cgroups.leave_version_two();
+            sys::spawn(clone_flags(&spec), None, &body)
+        }
+        other => other,
+    }
+    .map_err(|error| match error {
+        Errno::ACCESS if cgroups.directory().is_some() => cannot(
+            Error::io("cannot enter its cgroup", error)
+                .hint("run Luna in a delegated scope: `systemd-run --user --scope --property Delegate=yes luna ...`"),
+        ),
+        other => cannot(namespaces_refused(other)),
+    })?;
     // From here on dropping this kills and reaps the child.
     let process = Process::new(pid, pidfd);
     drop(theirs);
@@ -163,14 +178,14 @@ fn allowed_devices(spec: &Spec) -> Result<Option<Vec<String>>> {
     Ok(Some(lines))
 }
 
-pub(crate) fn namespaces_refused(error: rustix::io::Errno) -> Error {
+pub(crate) fn namespaces_refused(error: Errno) -> Error {
     let refused = Error::io("cannot make the namespaces", error);
     match error {
-        rustix::io::Errno::PERM => refused.hint(
+        Errno::PERM => refused.hint(
             "allow user namespaces: `sysctl user.max_user_namespaces kernel.unprivileged_userns_clone \
              kernel.apparmor_restrict_unprivileged_userns`",
         ),
-        rustix::io::Errno::NOSPC | rustix::io::Errno::USERS => {
+        Errno::NOSPC | Errno::USERS => {
             refused.hint("raise `sysctl user.max_user_namespaces` and its siblings under `user.`")
         }
         _ => refused,
@@ -250,10 +265,10 @@ pub(crate) fn await_program(socket: &OwnedFd, plan: &Plan, process: &Process) ->
                     .steps
                     .get(report.step as usize)
                     .map_or("start".into(), Step::stage);
-                let errno = rustix::io::Errno::from_raw_os_error(report.error);
+                let errno = Errno::from_raw_os_error(report.error);
                 let error = Error::io(format!("cannot {stage}"), errno);
                 return Err(match (plan.steps.get(report.step as usize), errno) {
-                    (Some(Step::ResourceLimit(..)), rustix::io::Errno::PERM) => {
+                    (Some(Step::ResourceLimit(..)), Errno::PERM) => {
                         error.hint("ask for no more than Luna's own hard limit, which `ulimit -Ha` shows")
                     }
                     _ => error,

@@ -122,6 +122,17 @@ pub struct Limits {
     pub io_weight: Option<u16>,
 }
 
+impl Limits {
+    /// Whether any limit was asked for.
+    pub(crate) fn asked(&self) -> bool {
+        let best_effort = Limits {
+            default_pids: self.default_pids,
+            ..Limits::default()
+        };
+        *self != best_effort
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {
     Unlimited,
