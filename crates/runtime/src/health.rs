@@ -33,12 +33,7 @@ pub(crate) struct Watch {
 /// Begins to check, where the sandbox has a check.
 pub(crate) fn watch(shared: &Arc<Shared>, record: &Record) -> Option<Watch> {
     let check = record.health.clone()?;
-    let process = Process {
-        args: check.command.clone(),
-        terminal: None,
-        stdin: false,
-        ..record.process.clone()
-    };
+    let process = record.companion(check.command.clone());
     set(
         shared,
         Health {

@@ -26,11 +26,10 @@ pub mod signal;
 pub mod supervisor;
 mod volumes;
 
-// pub use build::BuildOptions;
 pub use events::Events;
 pub use layout::Layout;
 pub use log::{Line as LogLine, Reader as LogReader, Source as LogSource};
-pub use record::{Health, HealthStatus, ImageName, PlannedMount, Record, State, Status};
+pub use record::{Health, HealthStatus, ImageName, PlannedMount, Record, State, Status, TOKEN};
 pub use runtime::{Pruned, Runtime, Supervision};
 pub use sandbox::Sandbox;
 pub use volumes::{Volume, Volumes};
@@ -38,5 +37,6 @@ pub use volumes::{Volume, Volumes};
 // What a front door needs of the crates below, so that it depends on the runtime alone.
 pub use luna_guest::protocol::{FileKind, FileStatus, GuestProcess};
 pub use luna_image as image;
-// pub use luna_jail::rootless;
+pub use luna_image::build::BuildRequest;
+pub use luna_jail::rootless;
 pub use luna_network::ports::parse as parse_port;

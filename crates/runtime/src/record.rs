@@ -43,6 +43,24 @@ pub struct Record {
     pub nested_user_namespaces: bool,
 }
 
+impl Record {
+    /// What another program in this sandbox starts from: the main process's surroundings without its terminal, its
+    /// input and its token, which any program of the same user could read from `/proc`.
+    pub fn companion(&self, args: Vec<String>) -> Process {
+        let mut process = Process {
+            args,
+            terminal: None,
+            stdin: false,
+            ..self.process.clone()
+        };
+        process.env.retain(|(name, _)| name != TOKEN);
+        process
+    }
+}
+
+/// The variable that gives the main process the secret its clients must know.
+pub const TOKEN: &str = "LUNA_TOKEN";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageName {

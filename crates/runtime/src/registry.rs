@@ -231,36 +231,44 @@ fn open_up(path: &std::path::Path, depth: u32) {
     }
 }
 
-/// Removes names, ranges and directories that no sandbox stands behind: left by a Luna that was killed half way.
-pub(crate) fn sweep(layout: &Layout) -> Result<()> {
+/// Removes names, ranges and directories that no sandbox stands behind: left by a Luna that was killed half way, or by a
+/// build. `reclaim` removes what such a one left outside the tree.
+pub(crate) fn sweep(layout: &Layout, reclaim: &dyn Fn(&Id)) -> Result<()> {
     let _lock = layout.lock()?;
-    let holds = |path: &std::path::Path| {
-        let holder = fs::read_to_string(path)
-            .ok()
-            .and_then(|text| text.parse::<Id>().ok());
-        holder.is_some_and(|id| layout.sandbox(&id).exists())
-    };
-    let young = |path: &std::path::Path| {
-        let age = fs::metadata(path)
-            .and_then(|metadata| metadata.modified())
-            .ok()
-            .and_then(|time| time.elapsed().ok());
-        age.is_none_or(|age| age < std::time::Duration::from_secs(60))
-    };
+    for id in ids(layout)? {
+        let directory = layout.sandbox(&id);
+        if !directory.join(sandbox::RECORD).exists() && !young(&directory) && !held(&directory) {
+            reclaim(&id);
+            bury(&directory);
+        }
+    }
     for directory in [layout.root().join("names"), layout.ranges()] {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if !holds(&entry.path()) && !young(&entry.path()) {
+            let holder = fs::read_to_string(entry.path())
+                .ok()
+                .and_then(|text| text.parse::<Id>().ok());
+            let alive = holder.is_some_and(|id| layout.sandbox(&id).exists());
+            if !alive && !young(&entry.path()) {
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
-    for id in ids(layout)? {
-        let directory = layout.sandbox(&id);
-        if !directory.join(sandbox::RECORD).exists() && !young(&directory) {
-            bury(&directory);
-        }
-    }
     Ok(())
+}
+
+/// Whether something is too new to be called abandoned: it may be in the making.
+fn young(path: &std::path::Path) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    let age = modified.ok().and_then(|time| time.elapsed().ok());
+    age.is_none_or(|age| age < std::time::Duration::from_secs(10))
+}
+
+/// Whether a process holds the directory's lock.
+fn held(directory: &std::path::Path) -> bool {
+    let Ok(lock) = crate::layout::open_lock(&directory.join(sandbox::LOCK)) else {
+        return false;
+    };
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
 }
 
 /// A name nobody has: an adjective and a moon.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use luna_core::engine::{Engine, IdRange};
+use luna_core::engine::{Engine, IdRange, RootForm};
 use luna_core::event::Action;
 use luna_core::host::{EngineReport, HostReport};
 use luna_core::name::Name;
@@ -150,6 +150,19 @@ impl Runtime {
                     format!("cannot use {}", policy::describe(&decision.engine)),
                 )
                 .because("this Luna does not have that engine")
+            })
+    }
+
+    /// The engine whose root filesystem a build can turn into a layer.
+    pub(crate) fn builder(&self) -> Result<&dyn Engine> {
+        let tree = |engine: &&Arc<dyn Engine>| engine.profile().root == RootForm::Tree;
+        self.engines
+            .iter()
+            .find(tree)
+            .map(|engine| &**engine)
+            .ok_or_else(|| {
+                Error::new(Kind::Unsupported, "cannot build images")
+                    .because("this Luna has no container engine")
             })
     }
 
@@ -398,7 +411,11 @@ impl Runtime {
             }
         }
         registry::empty_trash(&self.layout)?;
-        registry::sweep(&self.layout)?;
+        registry::sweep(&self.layout, &|id| {
+            for engine in &self.engines {
+                let _ = engine.reclaim(id);
+            }
+        })?;
         if volumes {
             for volume in self.volumes().list()? {
                 if self.remove_volume(&volume.name).is_ok() {

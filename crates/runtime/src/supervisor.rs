@@ -20,6 +20,8 @@ mod hub;
 pub(crate) mod live;
 mod requests;
 
+pub(crate) use bundle::init;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};

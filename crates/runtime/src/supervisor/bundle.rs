@@ -23,7 +23,7 @@ pub(crate) fn assemble(
     let image = store.get(&record.image.id)?;
     let directory = layout.sandbox(&record.id);
     let lower = store.tree(&image, &|_| {})?;
-    let mounts = mounts(layout, record)?;
+    let mounts = mounts(layout, record, &lower)?;
     let security = &record.spec.security;
     Ok(Bundle {
         id: record.id.clone(),
@@ -53,7 +53,7 @@ pub(crate) fn assemble(
 }
 
 /// `luna-init`, beside Luna's own executable or in `../lib/luna`, as a sealed memfd.
-fn init() -> Result<std::os::fd::OwnedFd> {
+pub(crate) fn init() -> Result<std::os::fd::OwnedFd> {
     let executable =
         std::env::current_exe().map_err(|e| Error::io("cannot find Luna's own executable", e))?;
     let beside = executable.parent().unwrap_or_else(|| Path::new("/"));
@@ -105,7 +105,7 @@ fn files(record: &Record) -> Result<Vec<OverlaidFile>> {
     ])
 }
 
-fn mounts(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
+fn mounts(layout: &Layout, record: &Record, lower: &[PathBuf]) -> Result<Vec<Mount>> {
     let volumes = Volumes::new(layout);
     record
         .mounts
@@ -138,7 +138,10 @@ fn mounts(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
                     read_only,
                     ..
                 } => {
-                    let (volume, _) = volumes.create(&name)?;
+                    let (volume, made) = volumes.create(&name)?;
+                    if made {
+                        luna_image::populate(lower, &target, &volume.data)?;
+                    }
                     Mount::Bind {
                         source: volume.data,
                         target,
