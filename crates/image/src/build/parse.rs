@@ -728,4 +728,65 @@ mod tests {
         assert_eq!(read[8], Action::Label(vec![("c".to_owned(), "d e".to_owned())]));
         assert_eq!(read.len(), 12);
     }
+
+    const TOKENS: [&str; 34] = [
+        "FROM a\n",
+        "RUN ",
+        "COPY ",
+        "ADD ",
+        "ENV ",
+        "ARG ",
+        "LABEL ",
+        "SHELL ",
+        "HEALTHCHECK ",
+        "CMD ",
+        "ONBUILD ",
+        "VOLUME ",
+        "<<E",
+        "<<-'E'",
+        "\nE\n",
+        "\n",
+        "\r\n",
+        "\\",
+        "\\\n",
+        "`",
+        " ",
+        "\t",
+        "\"",
+        "'",
+        "${",
+        "}",
+        "[",
+        "]",
+        "--mount=type=",
+        "--from=",
+        ",",
+        "=",
+        "# escape=`\n",
+        "é",
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(
+            tokens in proptest::collection::vec(proptest::sample::select(&TOKENS[..]), 0..60),
+            start in proptest::bool::ANY,
+        ) {
+            let text = format!("{}{}", if start { "FROM a\n" } else { "" }, tokens.concat());
+            let lines = text.lines().count() + 1;
+            match parse(text.as_bytes()) {
+                Ok(dockerfile) => proptest::prop_assert!(!dockerfile.stages.is_empty()),
+                Err(flaw) => proptest::prop_assert!(flaw.line <= lines, "{} of {lines}", flaw.line),
+            }
+        }
+
+        #[test]
+        fn any_word_expands_or_is_refused(
+            tokens in proptest::collection::vec(proptest::sample::select(&TOKENS[12..]), 0..40),
+        ) {
+            let lookup = |name: &str| (name.len() < 3).then(|| "value".to_owned());
+            let _ = super::super::expand::word(&tokens.concat(), '\\', &lookup);
+            let _ = super::super::expand::document(&tokens.concat(), &lookup);
+        }
+    }
 }
