@@ -253,11 +253,33 @@ fn place(hierarchy: &Hierarchy, name: &str) -> PathBuf {
     hierarchy.parent.join(format!("luna-{name}"))
 }
 
+/// Removes a cgroup and those that the jail may have made inside it, deepest first.
 fn remove_directory(path: &Path) {
     let begin = Instant::now();
     let mut pause = Duration::from_micros(50);
     while rustix::fs::rmdir(path) == Err(Errno::BUSY) && begin.elapsed() < PATIENCE {
+        // Only directories can be made in a cgroup file system: no link leads astray.
+        for path in directories_below(path).iter().rev() {
+            // What is still busy is tried again in the next round.
+            let _ = rustix::fs::rmdir(path);
+        }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// All directories below `path`, each before those inside it.
+fn directories_below(path: &Path) -> Vec<PathBuf> {
+    let below = |path: &Path| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let mut found = below(path);
+    let mut next = 0;
+    while let Some(inner) = found.get(next).map(|path| below(path)) {
+        found.extend(inner);
+        next += 1;
+    }
+    found
 }

@@ -204,6 +204,11 @@ fn a_killed_launchers_cgroups_are_reclaimed() {
     let name = format!("test-reclaim-{}-{}", std::process::id(), unique());
     let left = common::make_cgroups(&name);
     assert!(!left.is_empty());
+    // With cgroups that a jail made inside its own.
+    for path in &left {
+        std::fs::create_dir_all(path.join("inner/innermost")).unwrap();
+        std::fs::create_dir(path.join("other")).unwrap();
+    }
     luna_jail::reclaim(&name).unwrap();
     assert!(common::cgroups_named(&name).is_empty());
     luna_jail::reclaim(&name).unwrap();
