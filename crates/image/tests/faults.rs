@@ -1,6 +1,12 @@
 //! A registry that misbehaves in every way a network and an enemy can: one clear error each, the store unharmed, and
 //! a pull that goes on where a broken one stopped.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why it skips"
+)]
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -241,7 +247,7 @@ fn reply(out: &mut &TcpStream, status: &str, headers: &str, body: &[u8]) -> std:
 fn endless(out: &mut &TcpStream) -> std::io::Result<()> {
     write!(out, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
     loop {
-        out.write_all(&[b' '; 65_536])?;
+        out.write_all(&vec![b' '; 65_536])?;
     }
 }
 

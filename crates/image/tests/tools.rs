@@ -1,6 +1,12 @@
 //! Images of other tools, through files and a real registry, bit for bit. Each test says which tool is missing and
 //! passes without it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why it skips"
+)]
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -291,6 +297,15 @@ fn umoci_and_luna_share_a_layout() {
     assert_eq!(again[0].manifest, loaded[0].manifest);
 }
 
+/// A mount that goes when this does.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
 #[test]
 fn a_full_disk_is_said_plainly_and_loses_nothing() {
     if !has(&["mount", "umount"]) {
@@ -303,12 +318,6 @@ fn a_full_disk_is_said_plainly_and_loses_nothing() {
         "mount",
         &["-t", "tmpfs", "-o", "size=1m", "tmpfs", small.to_str().unwrap()],
     );
-    struct Mounted<'a>(&'a Path);
-    impl Drop for Mounted<'_> {
-        fn drop(&mut self) {
-            let _ = Command::new("umount").arg(self.0).status();
-        }
-    }
     let _mounted = Mounted(&small);
     let store = Store::open(&small, false).unwrap();
     let image = sample(&store);
