@@ -22,6 +22,7 @@ mod builder;
 mod cache;
 mod copy;
 mod copying;
+mod dockerfile;
 mod expand;
 mod extract;
 mod flags;
@@ -51,11 +52,12 @@ use luna_core::process::ExitStatus;
 use luna_core::spec::Network;
 use luna_core::{Error, Kind, Result};
 
-pub use heredoc::Heredoc;
-pub use parse::{
+pub use dockerfile::{
     Action, Command, Copy, Declaration, Dockerfile, Flaw, Healthcheck, Instruction, Run, RunNetwork, Source,
-    Stage, parse,
+    Stage,
 };
+pub use heredoc::Heredoc;
+pub use parse::parse;
 pub use step::{Output, Step};
 
 use crate::files::Temporary;
@@ -69,7 +71,10 @@ use view::View;
 
 /// What to build, with what, and for whom.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one flag of the command line")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one flag of the command line"
+)]
 pub struct BuildRequest {
     /// The directory that COPY and ADD see.
     pub context: PathBuf,

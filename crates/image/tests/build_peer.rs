@@ -3,6 +3,7 @@
 
 #![allow(
     clippy::needless_pass_by_value,
+    clippy::unnecessary_wraps,
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test fails by panicking, says why it was skipped, and has the signatures of what it tests"

@@ -8,7 +8,7 @@ use luna_core::event::{Progress, Sink};
 use luna_core::{Error, Kind, Result};
 
 use super::BuildRequest;
-use super::parse::Dockerfile;
+use super::dockerfile::Dockerfile;
 use super::plan::{self, Base, Plan};
 use crate::registry::{self, PullOptions};
 use crate::{Image, Platform, Reference, Store, bootstrap};

@@ -10,9 +10,9 @@ use luna_core::process::ExitStatus;
 use luna_core::{Error, Kind, Result};
 
 use super::BuildRequest;
+use super::dockerfile::{Action, Declaration, Dockerfile, Instruction};
 use super::expand;
 use super::ignore::Ignore;
-use super::parse::{Action, Declaration, Dockerfile, Instruction};
 use super::plan::{Base, PREDEFINED, Plan, platform_arguments};
 use super::state::State;
 use super::step::Step;

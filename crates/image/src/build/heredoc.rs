@@ -7,7 +7,7 @@
 //! What counts as one follows BuildKit (`frontend/dockerfile/parser/parser.go`): a whole word `<<NAME` or `<<-NAME`,
 //! with an optional file descriptor number before it; a quoted name means that nothing in the body is expanded.
 
-use super::parse::Flaw;
+use super::dockerfile::Flaw;
 
 /// One body, with where the word that announced it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

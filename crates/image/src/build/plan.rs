@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::dockerfile::{Action, Dockerfile, Flaw, RunNetwork, Stage};
 use super::expand;
 use super::flags::StepMount;
-use super::parse::{Action, Dockerfile, Flaw, RunNetwork, Stage};
 use crate::{Platform, Reference};
 use luna_core::spec::Network;
 

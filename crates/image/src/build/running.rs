@@ -17,10 +17,10 @@ use rustix::fs::FlockOperation;
 
 use super::builder::{Builder, invalid};
 use super::cache::Key;
+use super::dockerfile::{Command, Instruction, Run, RunNetwork};
 use super::flags::{Sharing, StepMount};
 use super::heredoc::Heredoc;
 use super::ignore::Ignore;
-use super::parse::{Command, Instruction, Run, RunNetwork};
 use super::plan;
 use super::state::State;
 use super::step::{Output, Step};

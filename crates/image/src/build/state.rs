@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use luna_core::{Error, Kind, Result};
 use oci_spec::image::{Arch, Config, History, ImageConfiguration, ImageConfigurationBuilder, Os, RootFs};
 
-use super::parse::{Command, Healthcheck};
+use super::dockerfile::{Command, Healthcheck};
 use crate::{Extensions, Image, Layer, Platform};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
