@@ -32,7 +32,7 @@ use crate::{Digest, Layer, files};
 /// Lines of output that an error repeats.
 const LAST_LINES: usize = 4;
 /// Where a here-document that is a script of its own is laid.
-const SCRIPT: &str = "/run/luna/script";
+const SCRIPT: &str = "/run/luna-build/script";
 
 /// Everything that lives as long as the step does.
 #[derive(Default)]

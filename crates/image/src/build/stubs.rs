@@ -21,7 +21,7 @@ const STANDARD: [&str; 7] = [
     "/proc",
     "/sys",
     "/dev",
-    "/run/luna",
+    "/run/luna-build",
     "/etc/hosts",
     "/etc/hostname",
     "/etc/resolv.conf",
@@ -75,7 +75,8 @@ impl Stubs {
         )
         .map_err(|error| Error::io(format!("cannot open `{}`", upper.display()), error))?;
         for path in &self.made {
-            remove_empty(&root, path, None).map_err(|error| failed(path, error))?;
+            remove_empty(&root, path, Made::ByTheEngine { owner: id_base })
+                .map_err(|error| failed(path, error))?;
         }
         for path in self.touched.iter().filter(|path| !path.as_os_str().is_empty()) {
             let Some(found) = below.resolve(path, Last::Keep)?.existing() else {
@@ -86,18 +87,22 @@ impl Stubs {
                 found.meta.uid + id_base,
                 found.meta.gid + id_base,
             );
-            remove_empty(&root, path, Some(same)).map_err(|error| failed(path, error))?;
+            remove_empty(&root, path, Made::Below(same)).map_err(|error| failed(path, error))?;
         }
         Ok(())
     }
 }
 
-/// Removes `path` if it is an empty directory or file; with `same`, only a directory of that mode and owner.
-fn remove_empty(
-    root: &OwnedFd,
-    path: &Path,
-    same: Option<(u32, u32, u32)>,
-) -> std::result::Result<(), Errno> {
+/// Where an empty thing in the upper comes from, if the step did nothing to it.
+enum Made {
+    /// A directory that still belongs to the step's root, or a file.
+    ByTheEngine { owner: u32 },
+    /// A directory copied up with this mode, user and group.
+    Below((u32, u32, u32)),
+}
+
+/// Removes `path` if it is empty and as it was made.
+fn remove_empty(root: &OwnedFd, path: &Path, made: Made) -> std::result::Result<(), Errno> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(());
     };
@@ -121,15 +126,20 @@ fn remove_empty(
     };
     let removal = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
-            if same.is_some_and(|same| same != (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)) {
-                return Ok(());
-            }
-            if same.is_some() && is_opaque(&parent, &name)? {
+            let untouched = match made {
+                Made::ByTheEngine { owner } => (owner, owner) == (stat.st_uid, stat.st_gid),
+                Made::Below(same) => {
+                    same == (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) && !is_opaque(&parent, &name)?
+                }
+            };
+            if !untouched {
                 return Ok(());
             }
             AtFlags::REMOVEDIR
         }
-        FileType::RegularFile if stat.st_size == 0 && same.is_none() => AtFlags::empty(),
+        FileType::RegularFile if stat.st_size == 0 && matches!(made, Made::ByTheEngine { .. }) => {
+            AtFlags::empty()
+        }
         _ => return Ok(()),
     };
     match rustix::fs::unlinkat(&parent, &name, removal) {
@@ -165,32 +175,39 @@ mod tests {
 
     #[test]
     fn only_untouched_mount_points_go() {
+        if !rustix::process::getuid().is_root() {
+            println!("skipped: giving a file away needs root");
+            return;
+        }
         let temporary = tempfile::tempdir().unwrap();
         let (below, upper) = (temporary.path().join("below"), temporary.path().join("upper"));
         std::fs::create_dir_all(below.join("etc")).unwrap();
         std::fs::create_dir_all(below.join("real")).unwrap();
         std::os::unix::fs::symlink("real", below.join("link")).unwrap();
         let view = View::of_directory(&below).unwrap();
-        let stubs = Stubs::note(&view, ["/link/cache/a", "/kept", "/planted/x"].into_iter());
+        let stubs = Stubs::note(
+            &view,
+            ["/link/cache/a", "/kept", "/planted/x", "/owned"].into_iter(),
+        );
         for directory in [
             "proc",
             "dev",
-            "run/luna",
+            "run/luna-build",
             "real/cache/a",
             "kept/file",
             "etc",
             "outside",
+            "owned",
         ] {
             std::fs::create_dir_all(upper.join(directory)).unwrap();
         }
-        for file in ["run/luna/ca.crt", "etc/resolv.conf"] {
+        for file in ["run/luna-build/ca.crt", "etc/resolv.conf"] {
             std::fs::write(upper.join(file), "").unwrap();
         }
         std::fs::write(upper.join("outside/x"), "").unwrap();
         std::os::unix::fs::symlink("outside", upper.join("planted")).unwrap();
-        let owner = rustix::process::getuid().as_raw();
-        assert_eq!(owner, rustix::fs::stat(&upper).unwrap().st_uid);
-        Stubs::note(&view, ["/run/luna/ca.crt"].into_iter())
+        std::os::unix::fs::chown(upper.join("owned"), Some(1000), None).unwrap();
+        Stubs::note(&view, ["/run/luna-build/ca.crt"].into_iter())
             .remove(&upper, &view, 0)
             .unwrap();
         stubs.remove(&upper, &view, 0).unwrap();
@@ -199,7 +216,7 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["kept", "outside", "planted"]);
+        assert_eq!(left, ["kept", "outside", "owned", "planted"]);
         assert!(upper.join("outside/x").exists());
     }
 }

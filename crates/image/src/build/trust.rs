@@ -19,9 +19,9 @@ const BUNDLES: [&str; 7] = [
 ];
 const MAXIMUM_BUNDLE: u64 = 16 << 20;
 
-/// In a directory inside the step that is Luna's and never in a layer.
-pub(crate) const BUNDLE: &str = "/run/luna/ca.crt";
-pub(crate) const APT: &str = "/run/luna/apt.conf";
+/// In a directory inside the step that no image uses (Luna's own has a `/run/luna`) and that is never in a layer.
+pub(crate) const BUNDLE: &str = "/run/luna-build/ca.crt";
+pub(crate) const APT: &str = "/run/luna-build/apt.conf";
 
 /// Variables by which programs are told of a bundle: OpenSSL and Go, node, pip, requests, git, curl.
 const VARIABLES: [&str; 6] = [
