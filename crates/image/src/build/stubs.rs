@@ -94,6 +94,7 @@ impl Stubs {
 }
 
 /// Where an empty thing in the upper comes from, if the step did nothing to it.
+#[derive(Clone, Copy)]
 enum Made {
     /// A directory that still belongs to the step's root, or a file.
     ByTheEngine { owner: u32 },
