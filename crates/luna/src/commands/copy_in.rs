@@ -1,0 +1,102 @@
+//! Files of the host's on their way into a sandbox.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use luna_core::{Error, Kind, Result};
+use luna_runtime::control::client::{Event, Input, Stream};
+
+/// A tar archive from standard input, as it comes.
+pub(super) fn from_stdin(stream: Stream) -> Result<()> {
+    let mut piece = vec![0; 256 << 10];
+    let mut stdin = io::stdin().lock();
+    loop {
+        match stdin.read(&mut piece) {
+            Ok(0) => return finish(stream, Ok(())),
+            Ok(count) => {
+                if let Err(error) = stream.input.write(&piece[..count]) {
+                    return finish(stream, Err(error));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("cannot read standard input", error)),
+        }
+    }
+}
+
+/// Packs `path` under `name`, or its content where there is no name.
+pub(super) fn pack(stream: Stream, path: &Path, name: Option<&OsStr>, follow: bool) -> Result<()> {
+    let written = write(stream.input.clone(), path, name, follow);
+    finish(stream, written)
+}
+
+fn write(input: Input, path: &Path, name: Option<&OsStr>, follow: bool) -> io::Result<()> {
+    let mut archive = tar::Builder::new(io::BufWriter::with_capacity(256 << 10, Into(input)));
+    archive.follow_symlinks(false);
+    let name = Path::new(name.unwrap_or(OsStr::new(".")));
+    let metadata = if follow {
+        std::fs::metadata(path)
+    } else {
+        std::fs::symlink_metadata(path)
+    };
+    // A path that ends in a slash or a dot leads through a link.
+    let through = follow || (metadata?.is_symlink() && path.is_dir() && ends_in_directory(path));
+    let resolved = if through {
+        std::fs::canonicalize(path)?
+    } else {
+        path.to_owned()
+    };
+    if resolved.symlink_metadata()?.is_dir() {
+        archive.append_dir_all(name, &resolved)?;
+    } else {
+        archive.append_path_with_name(&resolved, name)?;
+    }
+    archive.into_inner()?.flush()
+}
+
+fn ends_in_directory(path: &Path) -> bool {
+    let text = path.as_os_str().as_encoded_bytes();
+    text.ends_with(b"/") || text.ends_with(b"/.")
+}
+
+/// Says that all was sent and waits until all has landed. What the sandbox says went wrong comes first: a broken pipe
+/// here is only an echo of it.
+fn finish(mut stream: Stream, written: io::Result<()>) -> Result<()> {
+    if let Err(error) = written {
+        let gone = matches!(
+            error.kind(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+        );
+        if !gone {
+            stream.input.detach();
+            return Err(Error::io("cannot read what is to be copied", error));
+        }
+    }
+    let _ = stream.input.finish();
+    loop {
+        match stream.output.next()? {
+            Some(Event::Ended(ended)) => return ended.error.map_or(Ok(()), |report| Err(report.into())),
+            Some(_) => {}
+            None => {
+                return Err(
+                    Error::new(Kind::Interrupted, "cannot tell whether all was copied")
+                        .because("the supervisor went away"),
+                );
+            }
+        }
+    }
+}
+
+/// The way in as a writer.
+struct Into(Input);
+
+impl Write for Into {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
