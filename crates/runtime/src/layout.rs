@@ -17,6 +17,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use luna_core::name::{Id, Name};
 use luna_core::{Error, Kind, Result};
@@ -130,7 +131,10 @@ pub(crate) enum Durability {
 
 /// Replaces `path` by a file with `content`.
 pub(crate) fn replace(path: &Path, content: &[u8], durability: Durability) -> Result<()> {
-    let temporary = path.with_extension("new");
+    // Of this writer's own: several may replace one file at one time, and the last one's content stays.
+    static WRITERS: AtomicU32 = AtomicU32::new(0);
+    let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("{}-{writer}.new", std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = fs::OpenOptions::new()
             .create(true)

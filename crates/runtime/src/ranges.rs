@@ -29,8 +29,11 @@ pub(crate) fn take(layout: &Layout, id: &Id) -> Result<IdRange> {
             .open(&path)
         {
             Ok(mut file) => {
-                file.write_all(id.as_str().as_bytes())
-                    .map_err(|e| Error::io(format!("cannot write `{}`", path.display()), e))?;
+                if let Err(error) = file.write_all(id.as_str().as_bytes()) {
+                    // A range that names no holder would be taken for ever.
+                    let _ = fs::remove_file(&path);
+                    return Err(Error::io(format!("cannot write `{}`", path.display()), error));
+                }
                 return Ok(IdRange {
                     base: FIRST + slot * IdRange::COUNT,
                 });

@@ -65,6 +65,8 @@ impl Drop for Draft<'_> {
 
 fn take_name(layout: &Layout, name: &Name, id: &Id) -> Result<()> {
     let path = layout.name(name);
+    // A name is made and given its holder under the lock, so that nobody takes one without a holder for a dead one.
+    let _lock = layout.lock()?;
     for attempt in 0..2 {
         match fs::OpenOptions::new()
             .write(true)
@@ -73,12 +75,12 @@ fn take_name(layout: &Layout, name: &Name, id: &Id) -> Result<()> {
             .open(&path)
         {
             Ok(mut file) => {
-                return file
-                    .write_all(id.as_str().as_bytes())
-                    .map_err(|e| Error::io(format!("cannot write `{}`", path.display()), e));
+                return file.write_all(id.as_str().as_bytes()).map_err(|e| {
+                    let _ = fs::remove_file(&path);
+                    Error::io(format!("cannot write `{}`", path.display()), e)
+                });
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let _lock = layout.lock()?;
                 let holder = fs::read_to_string(&path).unwrap_or_default().parse::<Id>();
                 let alive = holder
                     .as_ref()

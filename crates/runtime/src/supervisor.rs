@@ -99,11 +99,14 @@ fn begin(
         // Whoever asked is gone.
         _ => return Ok(()),
     };
-    // A supervisor that was killed may have left cgroups.
-    if sandbox.status()?.state == State::Exited {
+    // A socket here is that of a supervisor that was killed, at whatever moment; it may have left cgroups.
+    if directory.join(SOCKET).exists() {
         engine.reclaim(id)?;
     }
     let listener = listen(&directory)?;
+    let closer = listener
+        .try_clone()
+        .map_err(|e| Error::io("cannot use the control socket", e))?;
     let shared = Arc::new(Shared::new(sandbox.clone(), layout.clone())?);
     let keeper = Keeper {
         layout,
@@ -113,6 +116,8 @@ fn begin(
         shared: Arc::clone(&shared),
     };
     let outcome = keeper.run(control, attach, listener);
+    // Whoever connects from here on is told that nobody listens, and the accepting thread ends.
+    let _ = rustix::net::shutdown(&closer, rustix::net::Shutdown::Both);
     shared.hub.farewell(FAREWELL);
     shared.clients.farewell(FAREWELL);
     drop(lock);
@@ -234,8 +239,11 @@ impl Keeper<'_> {
             Network::None => Endpoint::None,
             Network::Host => Endpoint::Host,
         };
+        // Until the root is mounted a sweep must leave the image's layers alone.
+        let hold = self.store.hold()?;
         let bundle = bundle::assemble(self.layout, self.store, &self.record, endpoint)?;
         let mut instance = self.engine.start(bundle)?;
+        drop(hold);
         let session = Session::open(instance.channel()?)?;
         let child = session.start(&self.record.process)?;
         let now = timestamp(SystemTime::now());

@@ -47,14 +47,19 @@ impl Clients {
     }
 }
 
-/// Accepts for as long as the process lives.
+/// Accepts until the listener is shut down.
 pub(crate) fn serve(shared: &Arc<Shared>, listener: UnixListener) -> Result<()> {
     let shared = Arc::clone(shared);
     let accept = move || {
         for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                thread::sleep(Duration::from_millis(20));
-                continue;
+            let stream = match stream {
+                Ok(stream) => stream,
+                // What accept(2) says of a socket that does not listen any more.
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
+                Err(_) => {
+                    thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
             };
             let answering = Arc::clone(&shared);
             shared.clients.change(1);
