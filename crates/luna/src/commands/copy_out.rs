@@ -49,6 +49,7 @@ pub(super) fn unpack(
         base,
         name: name.map(OsStr::to_owned),
         keep_ids,
+        top: None,
         files: HashSet::new(),
         directories: Vec::new(),
     };
@@ -139,6 +140,8 @@ struct Tree {
     base: OwnedFd,
     name: Option<OsString>,
     keep_ids: bool,
+    /// Whether names in this archive begin with a top of their own, as its first one tells.
+    top: Option<bool>,
     /// Files of this archive, which hard links may lead to.
     files: HashSet<PathBuf>,
     /// Directories' modes and times, set when nothing more is put into them.
@@ -210,7 +213,7 @@ impl Tree {
     }
 
     /// Where an entry goes: plain components below the base.
-    fn place(&self, name: &[u8]) -> Result<PathBuf> {
+    fn place(&mut self, name: &[u8]) -> Result<PathBuf> {
         let odd = || {
             corrupt(format!(
                 "`{}` is no path below a directory",
@@ -218,10 +221,13 @@ impl Tree {
             ))
         };
         let mut parts = Path::new(OsStr::from_bytes(name)).components().peekable();
-        // The archive's own top: a name, or `.` where it has none.
-        match parts.next() {
-            Some(Component::CurDir | Component::Normal(_)) => {}
+        // The archive's own top gives way to the name asked for. Where it is `.`, names below it have no top.
+        let top = match parts.peek() {
+            Some(Component::CurDir | Component::Normal(_)) => parts.peek() != Some(&Component::CurDir),
             _ => return Err(odd()),
+        };
+        if *self.top.get_or_insert(top) || !top {
+            parts.next();
         }
         let mut path = PathBuf::new();
         path.extend(&self.name);
@@ -324,7 +330,7 @@ impl Tree {
         Ok(())
     }
 
-    fn hard_link(&self, path: &Path, target: Option<Vec<u8>>) -> Result<()> {
+    fn hard_link(&mut self, path: &Path, target: Option<Vec<u8>>) -> Result<()> {
         let target = self.place(&target.ok_or_else(|| corrupt("it has a link that leads nowhere"))?)?;
         if !self.files.contains(&target) {
             return Err(corrupt("it has a hard link to what is not in it"));
@@ -438,6 +444,7 @@ mod tests {
             base: open_directory(directory)?,
             name: name.map(OsString::from),
             keep_ids: false,
+            top: None,
             files: HashSet::new(),
             directories: Vec::new(),
         };
@@ -472,6 +479,20 @@ mod tests {
             std::fs::metadata(new.join("file")).unwrap().permissions().mode() & 0o7777,
             0o755
         );
+    }
+
+    #[test]
+    fn content_goes_into_the_directory_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        unpack_into(directory.path(), None, |archive| {
+            raw(archive, EntryType::Directory, b"./", b"", b"");
+            raw(archive, EntryType::Regular, b"file", b"", b"1");
+            raw(archive, EntryType::Directory, b"./sub", b"", b"");
+            raw(archive, EntryType::Regular, b"sub/leaf", b"", b"2");
+        })
+        .unwrap();
+        assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), b"1");
+        assert_eq!(std::fs::read(directory.path().join("sub/leaf")).unwrap(), b"2");
     }
 
     #[test]
