@@ -33,13 +33,10 @@ pub fn init() -> &'static Path {
     BUILT.get_or_init(|| build("luna-guest", "luna-init"))
 }
 
-/// `luna`, with `luna-init` beside it, built on first use.
+/// `luna`: the one that `LUNA` names, or built on first use.
 pub fn luna() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        init();
-        build("luna", "luna")
-    })
+    BUILT.get_or_init(|| std::env::var_os("LUNA").map_or_else(|| build("luna", "luna"), PathBuf::from))
 }
 
 /// The attempts' program; cargo builds it with the suite.

@@ -24,11 +24,16 @@ impl Finished {
 
 /// Runs `command` for at most `limit`.
 pub fn finish(command: &mut Command, limit: Duration) -> io::Result<Finished> {
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()?;
+        .spawn()
+        .map(|child| collect_all(child, limit))
+}
+
+/// Everything a running process says until its end, for at most `limit`.
+pub fn collect_all(mut child: Child, limit: Duration) -> Finished {
     let output = collect(child.stdout.take());
     let errors = collect(child.stderr.take());
     let mut status = None;
@@ -40,11 +45,11 @@ pub fn finish(command: &mut Command, limit: Duration) -> io::Result<Finished> {
         end(&mut child);
     }
     let text = |thread: std::thread::JoinHandle<String>| thread.join().unwrap_or_default();
-    Ok(Finished {
+    Finished {
         output: text(output),
         errors: text(errors),
         status,
-    })
+    }
 }
 
 fn collect(stream: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {

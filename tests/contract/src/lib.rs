@@ -7,4 +7,5 @@ pub mod bounded;
 pub mod cell;
 pub mod defence;
 pub mod land;
+pub mod luna;
 pub mod peer;

@@ -1,6 +1,8 @@
 //! The whole path of a run on an engine without a wall, with something going wrong at every step of it; afterwards no
 //! file, descriptor, thread or process is left.
 
+#![allow(clippy::unwrap_used)] // In the helpers beside the tests.
+
 mod engine;
 
 use std::collections::BTreeSet;

@@ -290,6 +290,14 @@ fn remove_cgroups(name: &str) -> bool {
     for cgroup in &found {
         let gone = bounded::wait_until(Duration::from_secs(2), || fs::remove_dir(cgroup).is_ok());
         assert!(gone, "{} can be removed", cgroup.display());
+        // The jail could not remove its own while this one was in it.
+        if let Some(parent) = cgroup.parent()
+            && parent
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().contains("escape-"))
+        {
+            let _ = fs::remove_dir(parent);
+        }
     }
     !found.is_empty()
 }
