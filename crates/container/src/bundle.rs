@@ -22,6 +22,7 @@ fn of_init() -> Capabilities {
         "CHOWN",
         "DAC_OVERRIDE",
         "FOWNER",
+        "FSETID",
         "KILL",
         "SETGID",
         "SETUID",

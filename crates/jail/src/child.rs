@@ -216,8 +216,8 @@ impl Child {
                 at,
                 path,
                 directory,
-                file,
-            } => self.mask(*at, path, *directory, *file),
+                devices,
+            } => self.mask(*at, path, *directory, *devices),
             Step::ReadOnlyPath { at, path } => {
                 let target = match ours(self.mounts.require(*at)?, path) {
                     Err(Errno::NOENT) => return Ok(()),
@@ -333,16 +333,17 @@ impl Child {
         Ok(())
     }
 
-    fn mask(&self, at: Slot, path: &CStr, directory: Slot, file: Slot) -> Result<()> {
+    fn mask(&self, at: Slot, path: &CStr, directory: Slot, devices: Slot) -> Result<()> {
         let target = match ours(self.mounts.require(at)?, path) {
             Err(Errno::NOENT) => return Ok(()),
             other => other?,
         };
-        let cover = match kind_of(target.as_fd())? {
-            Kind::Directory => directory,
-            Kind::File => file,
+        // Cloned from where they are attached: of a mount that is not, older kernels make no second one.
+        let (cover, path) = match kind_of(target.as_fd())? {
+            Kind::Directory => (directory, c""),
+            Kind::File => (devices, c"null"),
         };
-        attach(clone_mount(self.mounts.require(cover)?, c"")?.as_fd(), &target)
+        attach(clone_mount(self.mounts.require(cover)?, path)?.as_fd(), &target)
     }
 
     /// Moves what the program inherits out of the way of 0.., then each to its place, then closes all else. The status

@@ -1,16 +1,17 @@
 //! The mounts that only the launcher can make, as detached trees: what touches the host's files, devices and ids.
 //! Nothing is attached to the launcher's own mount namespace at any time.
 
+mod overlay;
+
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use luna_core::{Error, Kind, Result};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 
-use crate::ids;
 use crate::spec::Ids;
 use crate::sys::{self, MountAttributes};
 
@@ -47,7 +48,7 @@ pub(crate) struct IdMapping<'a> {
 impl Source {
     pub(crate) fn make(&self, mapping: Option<IdMapping<'_>>) -> Result<OwnedFd> {
         match self {
-            Source::Overlay { lower, upper, work } => overlay(lower, upper, work, mapping),
+            Source::Overlay { lower, upper, work } => overlay::make(lower, upper, work, mapping),
             Source::Bind {
                 source,
                 read_only,
@@ -61,117 +62,6 @@ impl Source {
             Source::Kernel { path, read_only } => kernel(path, *read_only),
         }
     }
-}
-
-fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, mapping: Option<IdMapping<'_>>) -> Result<OwnedFd> {
-    let cannot = |what: String| move |error: Errno| Error::io(what, error);
-    let upper_fd = directory(upper)?;
-    let work_fd = directory(work)?;
-    let mut trees = Vec::with_capacity(lower.len());
-    for layer in lower {
-        let tree = clone_tree(layer, false)?;
-        if let Some(mapping) = mapping {
-            map_ids(&tree, mapping, layer, false)?;
-        }
-        trees.push(tree);
-    }
-    let top = trees.first().ok_or_else(|| {
-        Error::new(Kind::InvalidInput, "cannot make a root file system").because("it has no layers")
-    })?;
-    adopt_root(top.as_fd(), &upper_fd, upper, mapping)?;
-
-    let context = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(cannot("cannot make an overlay file system".into()))?;
-    for (layer, tree) in lower.iter().zip(&trees) {
-        set_path(&context, c"lowerdir+", tree.as_fd())
-            .map_err(cannot(format!("cannot use `{}` as a layer", layer.display())))?;
-    }
-    set_path(&context, c"upperdir", upper_fd.as_fd()).map_err(cannot(format!(
-        "cannot use `{}` as the writable layer",
-        upper.display()
-    )))?;
-    set_path(&context, c"workdir", work_fd.as_fd()).map_err(cannot(format!(
-        "cannot use `{}` as an overlay's work directory",
-        work.display()
-    )))?;
-    let mut options = vec![
-        (c"redirect_dir", c"nofollow"),
-        (c"metacopy", c"off"),
-        (c"index", c"off"),
-    ];
-    if ids::inside_user_namespace() {
-        // Only `user.` attributes can be written here; features that need `trusted.` ones are off of themselves.
-        rustix::mount::fsconfig_set_flag(&context, c"userxattr").map_err(cannot(
-            "cannot make an overlay file system with user attributes".into(),
-        ))?;
-        options.clear();
-    }
-    for (key, value) in options {
-        rustix::mount::fsconfig_set_string(&context, key, value)
-            .map_err(cannot("cannot set an overlay's options".into()))?;
-    }
-    let mount = rustix::mount::fsconfig_create(&context)
-        .and_then(|()| {
-            rustix::mount::fsmount(
-                &context,
-                FsMountFlags::FSMOUNT_CLOEXEC,
-                MountAttrFlags::MOUNT_ATTR_NODEV,
-            )
-        })
-        .map_err(|error| {
-            let error = Error::io(
-                format!("cannot mount an overlay over `{}`", upper.display()),
-                error,
-            );
-            match kernel_log(context.as_fd()) {
-                Some(reason) => error.because(reason),
-                None => error,
-            }
-        })?;
-    // An upper directory the kernel cannot use makes the overlay read-only without a word.
-    let status = rustix::fs::fstatvfs(&mount).map_err(cannot(format!(
-        "cannot look at the overlay over `{}`",
-        upper.display()
-    )))?;
-    if status.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("cannot mount an overlay over `{}`", upper.display()),
-        )
-        .because("the kernel made it read-only: the file system of the writable layer cannot hold one")
-        .hint("keep Luna's state on ext4, xfs, btrfs or tmpfs"));
-    }
-    Ok(mount)
-}
-
-/// The root directory of an overlay has the owner and mode of the upper's: a fresh one gets those of the topmost layer.
-/// One that was used before keeps what was made of it.
-fn adopt_root(
-    top: BorrowedFd<'_>,
-    upper: &OwnedFd,
-    path: &Path,
-    mapping: Option<IdMapping<'_>>,
-) -> Result<()> {
-    let cannot = |error: Errno| Error::io(format!("cannot prepare `{}`", path.display()), error);
-    let root = mapping.map_or(0, |mapping| mapping.ids.base);
-    let own = rustix::fs::fstat(upper).map_err(cannot)?.st_uid == root;
-    if own && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Ok(());
-    }
-    let mode = rustix::fs::statat(top, c"", AtFlags::EMPTY_PATH)
-        .map_err(cannot)?
-        .st_mode
-        & 0o7777;
-    let (uid, gid) = (rustix::fs::Uid::from_raw(root), rustix::fs::Gid::from_raw(root));
-    rustix::fs::chownat(upper, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(cannot)?;
-    let itself = descriptor_path(upper.as_fd());
-    rustix::fs::chmodat(
-        rustix::fs::CWD,
-        itself,
-        Mode::from_raw_mode(mode),
-        AtFlags::empty(),
-    )
-    .map_err(cannot)
 }
 
 fn bind(source: &Path, read_only: bool, restricted: bool, mapping: Option<IdMapping<'_>>) -> Result<OwnedFd> {
@@ -285,7 +175,7 @@ fn map_ids(tree: &OwnedFd, mapping: IdMapping<'_>, path: &Path, recursive: bool)
         let cause = error.causes().join(": ");
         Error::new(kind, format!("cannot map the ids of `{}`", path.display()))
             .because(cause)
-            .hint("use a directory on ext4, xfs, btrfs or tmpfs, without other file systems mounted below it")
+            .hint("use a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs, without other file systems mounted below it")
     })
 }
 
@@ -296,26 +186,6 @@ fn directory(path: &Path) -> Result<OwnedFd> {
         Mode::empty(),
     )
     .map_err(|error| Error::io(format!("cannot open `{}`", path.display()), error))
-}
-
-/// A layer by descriptor (Linux 6.13), or by its path under `/proc/self/fd` before that.
-fn set_path(context: &OwnedFd, key: &std::ffi::CStr, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    match rustix::mount::fsconfig_set_fd(context, key, fd) {
-        Err(Errno::INVAL) => rustix::mount::fsconfig_set_string(context, key, descriptor_path(fd)),
-        other => other,
-    }
-}
-
-fn descriptor_path(fd: BorrowedFd<'_>) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-/// What the kernel has to say about a failed mount, from the context's log.
-fn kernel_log(context: BorrowedFd<'_>) -> Option<String> {
-    let mut buffer = [0u8; 1024];
-    let length = rustix::io::read(context, &mut buffer).ok()?;
-    let text = String::from_utf8_lossy(&buffer[..length]);
-    Some(text.trim_start_matches(['e', 'w', 'i', ' ']).trim().to_owned())
 }
 
 /// The user namespace of a process of ours.

@@ -2,7 +2,7 @@
 //! for each limit. Nothing is left behind.
 
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use luna_core::host::{Check, Outcome};
@@ -197,7 +197,12 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Result<Scratch> {
-        let path = std::env::temp_dir().join(format!("luna-probe-{}", std::process::id()));
+        // `/tmp` may be a tmpfs where `/var`, which holds the layers, is on disk, and not every kernel maps ids on both.
+        let place = match std::env::var_os("TMPDIR") {
+            None if Path::new("/var/tmp").is_dir() => PathBuf::from("/var/tmp"),
+            _ => std::env::temp_dir(),
+        };
+        let path = place.join(format!("luna-probe-{}", std::process::id()));
         let cannot = |error: std::io::Error| Error::io(format!("cannot make `{}`", path.display()), error);
         // Fails if it is there, so nobody else's directory is ever used, or removed.
         std::fs::create_dir(&path).map_err(cannot)?;

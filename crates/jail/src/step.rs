@@ -88,12 +88,12 @@ pub(crate) enum Step {
         path: CString,
         into: Slot,
     },
-    /// Covers a path, if it is there, by nothing.
+    /// Covers a path, if it is there, by nothing: an empty directory, or `null` of the devices.
     Mask {
         at: Slot,
         path: &'static CStr,
         directory: Slot,
-        file: Slot,
+        devices: Slot,
     },
     /// Makes a path, if it is there, a read-only mount.
     ReadOnlyPath {

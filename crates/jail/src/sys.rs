@@ -230,6 +230,15 @@ pub(crate) fn unshare_user_and_mounts() -> Result<()> {
     .map(drop)
 }
 
+/// A mount namespace for the calling thread alone, and with it a root and a working directory of its own.
+pub(crate) fn unshare_mounts() -> Result<()> {
+    // SAFETY: neither flag touches what other threads keep sharing.
+    check(c_long::from(unsafe {
+        libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS)
+    }))
+    .map(drop)
+}
+
 pub(crate) fn working_directory_is_root() -> Result<bool> {
     let mut buffer = [0u8; libc::PATH_MAX as usize];
     // SAFETY: the kernel writes at most the length given.

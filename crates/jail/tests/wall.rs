@@ -165,6 +165,25 @@ fn layers_show_their_owners_and_writes_go_to_the_upper() {
 }
 
 #[test]
+fn the_topmost_of_many_layers_is_seen() {
+    let world = World::new();
+    let mut spec = world.spec(&["read /which", "read /bottom", "read /etc/from-image"]);
+    let Root::Overlay { lower, .. } = &mut spec.root else {
+        panic!("the test's root is an overlay");
+    };
+    for number in 0..130 {
+        let layer = world.path(&format!("layer-{number}"));
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join("which"), number.to_string()).unwrap();
+        if number == 0 {
+            fs::write(layer.join("bottom"), "reached").unwrap();
+        }
+        lower.insert(0, layer);
+    }
+    assert_eq!(ask(spec), ["ok 129", "ok reached", "ok image"]);
+}
+
+#[test]
 fn a_read_only_root_is_read_only() {
     let world = World::new();
     let mut spec = world.spec(&["create /x", "create /dev/shm/x", "read /etc/hosts"]);

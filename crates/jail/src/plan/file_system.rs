@@ -75,18 +75,12 @@ impl Draft {
         let proc = self.kernel_file_systems(spec, root, empty)?;
         let devices = self.devices(spec, root)?;
         if spec.defences.masked_paths {
-            let null = self.slot();
-            self.steps.push(Step::Clone {
-                at: devices,
-                path: literal("null"),
-                into: null,
-            });
             for path in MASKED_IN_PROC {
                 self.steps.push(Step::Mask {
                     at: proc.proc,
                     path,
                     directory: empty,
-                    file: null,
+                    devices,
                 });
             }
             for path in MASKED_IN_SYS {
@@ -94,7 +88,7 @@ impl Draft {
                     at: proc.sys,
                     path,
                     directory: empty,
-                    file: null,
+                    devices,
                 });
             }
         }
