@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use crate::binaries;
 use crate::bounded::{self, Finished};
+use crate::land::User;
 
 /// Long enough for a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -59,21 +61,55 @@ const PROGRAMS: [&str; 34] = [
 pub struct Luna {
     directory: tempfile::TempDir,
     isolation: &'static str,
+    program: PathBuf,
+    init: PathBuf,
+    /// Whose Luna this is, where it is not root's; gone after everything else is.
+    user: Option<User>,
 }
 
 impl Luna {
-    /// A Luna whose sandboxes stand behind this wall, or why there is none.
-    pub fn new(isolation: &'static str) -> Result<Luna, String> {
+    /// A Luna of root's whose sandboxes stand behind this wall, or why there is none.
+    pub fn of_root(isolation: &'static str) -> Result<Luna, String> {
+        Luna::new(isolation, None)
+    }
+
+    /// As [`Luna::of_root`], of an unprivileged user's.
+    pub fn of_a_user(isolation: &'static str) -> Result<Luna, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("making a user needs root".into());
+        }
+        Luna::new(isolation, Some(User::new()?))
+    }
+
+    fn new(isolation: &'static str, user: Option<User>) -> Result<Luna, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("the contract suite needs root".into());
         }
         if !crate::peer::is_installed("busybox") {
             return Err("busybox is not installed".into());
         }
-        let directory = tempfile::Builder::new().prefix("luna-contract-").tempdir();
+        let directory = tempfile::Builder::new()
+            .prefix("luna-contract-")
+            .tempdir()
+            .expect("a temporary directory can be made");
+        let (mut program, mut init) = (binaries::luna().to_owned(), binaries::init().to_owned());
+        if let Some(user) = &user {
+            // The user may not be let into the directory where cargo builds.
+            for file in [&mut program, &mut init] {
+                let copy = directory
+                    .path()
+                    .join(file.file_name().expect("a program has a name"));
+                fs::copy(&*file, &copy).expect("a temporary directory can be filled");
+                *file = copy;
+            }
+            chown(directory.path(), Some(user.uid), Some(user.gid)).expect("root may give files away");
+        }
         let luna = Luna {
-            directory: directory.expect("a temporary directory can be made"),
+            directory,
             isolation,
+            program,
+            init,
+            user,
         };
         let explained = luna.luna(&["explain", "--isolation", isolation, "image"]);
         if !explained.success() {
@@ -115,11 +151,17 @@ impl Luna {
     }
 
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(binaries::luna());
+        let mut command = Command::new(&self.program);
         command
             .env("LUNA_ROOT", self.root())
-            .env("LUNA_INIT", binaries::init())
+            .env("LUNA_INIT", &self.init)
             .args(words);
+        if let Some(user) = &self.user {
+            command
+                .uid(user.uid)
+                .gid(user.gid)
+                .env("HOME", self.directory.path());
+        }
         command
     }
 

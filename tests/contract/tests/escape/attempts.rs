@@ -14,7 +14,6 @@ pub(crate) enum Effect {
     PortAccepts,
     ReadOnlyVolumeWritten,
     ProgramChanged,
-    CgroupMade,
 }
 
 #[derive(Clone, Debug)]
@@ -106,8 +105,7 @@ fn settings() -> Vec<Attempt> {
             "make a cgroup",
             "make-directory /sys/fs/cgroup/luna-{secret}",
             &["read_only_system", "user_namespace"],
-        )
-        .seen(Effect::CgroupMade),
+        ),
         attempt(
             "release_agent",
             "release-agent {controller}",

@@ -5,11 +5,10 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use contract::bounded::{self, Finished};
+use contract::bounded::Finished;
 use contract::cell::LEAK;
 use contract::land::{self, Land, Victim};
 use contract::{binaries, peer};
@@ -237,7 +236,6 @@ impl<'a> Trial<'a> {
                 written
             }
             Effect::ProgramChanged => program_changed,
-            Effect::CgroupMade => remove_cgroups(&format!("luna-{}", self.land.secret)),
         };
         if let Some(key) = &bait.segment {
             let removed = self.land.outside(&["remove-segment", key]);
@@ -271,35 +269,6 @@ fn controller() -> Option<String> {
                 .any(|line| line.contains(" - cgroup ") && line.ends_with(name))
         })
         .map(str::to_owned)
-}
-
-/// Removes every cgroup of this name; whether there was one.
-fn remove_cgroups(name: &str) -> bool {
-    fn walk(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy() == name {
-                    found.push(entry.path());
-                }
-                walk(&entry.path(), name, found);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new("/sys/fs/cgroup"), name, &mut found);
-    for cgroup in &found {
-        let gone = bounded::wait_until(Duration::from_secs(2), || fs::remove_dir(cgroup).is_ok());
-        assert!(gone, "{} can be removed", cgroup.display());
-        // The jail could not remove its own while this one was in it.
-        if let Some(parent) = cgroup.parent()
-            && parent
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().contains("escape-"))
-        {
-            let _ = fs::remove_dir(parent);
-        }
-    }
-    !found.is_empty()
 }
 
 /// Calls that docker's list closes to a container without further capabilities, with their numbers here.
