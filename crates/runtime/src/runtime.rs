@@ -276,6 +276,11 @@ impl Runtime {
     /// Starts a sandbox under a supervisor of its own and returns when its program runs. With `attach`, its streams.
     pub fn start(&self, sandbox: &Sandbox, attach: Option<Attach>) -> Result<Option<Stream>> {
         let name = &sandbox.record.name;
+        if self.occupied(sandbox)? {
+            return Err(
+                Error::new(Kind::Conflict, format!("cannot start `{name}`")).because("it is running already")
+            );
+        }
         let fail = |e: std::io::Error| Error::io(format!("cannot start a supervisor for `{name}`"), e);
         let (ours, theirs) = UnixStream::pair().map_err(fail)?;
         match &self.supervision {
@@ -350,7 +355,7 @@ impl Runtime {
     /// Removes a sandbox; a running one only by `force`, which kills it. `volumes`: its anonymous ones too.
     pub fn remove(&self, sandbox: &Sandbox, force: bool, volumes: bool) -> Result<()> {
         let name = &sandbox.record.name;
-        if sandbox.supervised()? {
+        if self.occupied(sandbox)? {
             if !force {
                 return Err(Error::new(Kind::Conflict, format!("cannot remove `{name}`: it is running"))
                     .hint(format!("stop it first with `luna stop {name}`, or kill and remove it with `luna rm -f {name}`")));
@@ -359,9 +364,9 @@ impl Runtime {
                 let _ = client.stop(Some(crate::signal::KILL), Some(Duration::ZERO));
             }
             self.wait_until_left(sandbox)?;
-            if !sandbox.directory.exists() {
-                return Ok(());
-            }
+        }
+        if !sandbox.directory.exists() {
+            return Ok(());
         }
         self.reclaim(sandbox)?;
         let grave = registry::discard(&self.layout, sandbox)?;
@@ -383,6 +388,20 @@ impl Runtime {
             Ok(engine) => engine.reclaim(&sandbox.record.id),
             Err(_) => Ok(()),
         }
+    }
+
+    /// Whether a supervisor is there that will stay. One that has told its sandbox's end and only clears away is waited
+    /// for, and so is one that is about to tell that it runs.
+    fn occupied(&self, sandbox: &Sandbox) -> Result<bool> {
+        let since = Instant::now();
+        while sandbox.directory.exists() && sandbox.supervised()? {
+            match sandbox.status() {
+                Ok(status) if status.state.live() => return Ok(true),
+                _ if since.elapsed() > LEAVING => return Ok(true),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        Ok(false)
     }
 
     fn wait_until_left(&self, sandbox: &Sandbox) -> Result<()> {

@@ -23,13 +23,13 @@ mod requests;
 pub(crate) use bundle::init;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use luna_core::engine::{Endpoint, Engine};
+use luna_core::engine::{Endpoint, Engine, Instance};
 use luna_core::event::Action;
 use luna_core::name::Id;
 use luna_core::process::ExitStatus;
@@ -79,7 +79,7 @@ fn begin(
     let directory = layout.sandbox(id);
     let sandbox = Sandbox::load(directory.clone())?;
     let lock = layout::open_lock(&directory.join(sandbox::LOCK))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+    take(&lock).map_err(|_| {
         Error::new(Kind::Conflict, format!("cannot start `{}`", sandbox.record.name))
             .because("it is running already")
     })?;
@@ -124,6 +124,19 @@ fn begin(
     outcome
 }
 
+/// Takes the lock of a sandbox that nobody supervises. Whoever looks at its status holds the lock for a moment, so one
+/// refusal is not yet an answer.
+fn take(lock: &OwnedFd) -> rustix::io::Result<()> {
+    let mut left = 50;
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if left > 0 => left -= 1,
+            outcome => return outcome,
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Listens in the sandbox's directory, through an fd so that the path may be long.
 fn listen(directory: &std::path::Path) -> Result<UnixListener> {
     let fail = |e| Error::io(format!("cannot listen in `{}`", directory.display()), e);
@@ -145,7 +158,7 @@ struct Keeper<'a> {
 
 /// One life of the main process: from start to exit.
 struct Life {
-    instance: Box<dyn luna_core::engine::Instance>,
+    instance: Box<dyn Instance>,
     child: Child,
 }
 
@@ -182,10 +195,14 @@ impl Keeper<'_> {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            let ended = self.live(life);
+            let (ended, instance) = self.live(life);
             let Some(again) = self.after(&ended, &mut failures) else {
-                return self.finish(ended);
+                // Whoever waits need not wait for what is left to clear away.
+                let outcome = self.finish(ended);
+                tear_down(instance);
+                return outcome;
             };
+            tear_down(instance);
             if began.elapsed() >= STEADY {
                 delay = FIRST_DELAY;
             }
@@ -270,47 +287,37 @@ impl Keeper<'_> {
         Ok(Life { instance, child })
     }
 
-    /// From started to ended; the instance and everything it held is gone when this returns.
-    fn live(&self, life: Life) -> Ended {
-        let Life { mut instance, child } = life;
+    /// From started to ended. What is left of the instance is still there.
+    fn live(&self, life: Life) -> (Ended, Box<dyn Instance>) {
+        let Life { instance, child } = life;
         let handle = child.handle();
         let Child { stdout, stderr, .. } = child;
         let health = health::watch(&self.shared, &self.record);
-        let mut pumps = vec![self.pump(Source::Stdout, stdout)];
-        pumps.extend(stderr.map(|stderr| self.pump(Source::Stderr, stderr)));
-        let waited = handle.wait();
-        for pump in pumps.into_iter().flatten() {
-            let _ = pump.join();
+        // What stderr has waits its turn on a thread of its own; stdout is carried by this one.
+        let errors = stderr.map(|stderr| self.pump(Source::Stderr, stderr));
+        carry(&self.shared, Source::Stdout, stdout);
+        if let Some(Some(errors)) = errors {
+            let _ = errors.join();
         }
+        let waited = handle.wait();
         self.shared.log(log::Writer::finish);
         self.shared.set_stdin(None);
-        let usage = instance.control().usage().unwrap_or_default();
-        // The main process is gone, or init itself is: what its wall says then is the last word.
-        let status = match waited {
-            Ok(status) => {
-                let _ = instance.control().kill();
-                let _ = instance.wait();
-                Ok(status)
-            }
-            Err(error) => {
-                let _ = instance.control().kill();
-                let _ = instance.wait();
-                Err(error)
-            }
-        };
+        let out_of_memory = instance
+            .control()
+            .usage()
+            .is_ok_and(|usage| usage.out_of_memory());
         self.shared.update(|live| live.running = None);
         drop(health);
-        drop(instance);
-        let out_of_memory = usage.out_of_memory();
         if out_of_memory {
             events::record(self.layout, &self.record, Action::Oom);
         }
-        match status {
+        let ended = match waited {
             Ok(status) => Ended {
                 code: status.code(),
                 out_of_memory,
                 error: None,
             },
+            // Init itself is gone.
             Err(error) => Ended {
                 code: ExitStatus::Signal {
                     number: crate::signal::KILL,
@@ -320,35 +327,17 @@ impl Keeper<'_> {
                 out_of_memory,
                 error: (!self.shared.was_killed()).then(|| error.report()),
             },
-        }
+        };
+        (ended, instance)
     }
 
-    fn pump(&self, source: Source, mut stream: StreamReader) -> Option<thread::JoinHandle<()>> {
+    fn pump(&self, source: Source, stream: StreamReader) -> Option<thread::JoinHandle<()>> {
         let shared = Arc::clone(&self.shared);
-        let kind = if source == Source::Stdout {
-            FrameKind::Stdout
-        } else {
-            FrameKind::Stderr
-        };
-        let pump = move || {
-            let mut piece = vec![0; frame::PIECE];
-            loop {
-                match io::Read::read(&mut stream, &mut piece) {
-                    Ok(0) => return,
-                    Ok(count) => {
-                        shared.hub.publish(kind, &piece[..count]);
-                        shared.log(|log| log.write(source, &piece[..count]));
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => return,
-                }
-            }
-        };
-        // Without its pump the program would block at the end of its window; it is killed instead, by the wait below.
+        // Without its pump the stream is dropped, and what writes to it ends as at a closed pipe.
         thread::Builder::new()
             .name("output".to_owned())
             .stack_size(STACK)
-            .spawn(pump)
+            .spawn(move || carry(&shared, source, stream))
             .ok()
     }
 
@@ -422,6 +411,32 @@ impl Keeper<'_> {
             self.shared.store();
         }
     }
+}
+
+/// Carries one stream of the main process to whoever is attached, and to the log, until its end.
+fn carry(shared: &Shared, source: Source, mut stream: StreamReader) {
+    let kind = match source {
+        Source::Stdout => FrameKind::Stdout,
+        Source::Stderr => FrameKind::Stderr,
+    };
+    let mut piece = vec![0; frame::PIECE];
+    loop {
+        match io::Read::read(&mut stream, &mut piece) {
+            Ok(0) => return,
+            Ok(count) => {
+                shared.hub.publish(kind, &piece[..count]);
+                shared.log(|log| log.write(source, &piece[..count]));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Ends everything that is still behind the wall and removes the wall.
+fn tear_down(mut instance: Box<dyn Instance>) {
+    let _ = instance.control().kill();
+    let _ = instance.wait();
 }
 
 /// Removes the volumes that were made for this sandbox alone.
