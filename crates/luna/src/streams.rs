@@ -52,7 +52,7 @@ impl Connection {
             self.pass_input(input, Arc::clone(&left))?;
         }
         let outcome = loop {
-            match output.next() {
+            match output.next_event() {
                 Ok(Some(Event::Stdout(bytes))) => write(&mut io::stdout(), bytes),
                 Ok(Some(Event::Stderr(bytes))) => write(&mut io::stderr(), bytes),
                 Ok(Some(Event::Ended(ended))) => break Ok(Some(ended)),

@@ -169,7 +169,7 @@ pub struct Reader {
 impl Reader {
     pub(crate) fn open(directory: &Path) -> Reader {
         let path = directory.join(FILE);
-        let older = (1..)
+        let older = (1..10_000)
             .map(|number| numbered(&path, number))
             .take_while(|path| path.exists())
             .collect();

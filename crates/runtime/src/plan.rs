@@ -268,6 +268,9 @@ fn absolute(text: &str, what: &str) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
+    /// Entrypoint and command as asked, arguments as expected.
+    type Row<'a> = (Option<&'a [&'a str]>, &'a [&'a str], &'a [&'a str]);
+
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(ToString::to_string).collect()
     }
@@ -289,7 +292,7 @@ mod tests {
             entrypoint: words(&["e"]),
             ..image()
         };
-        let table: [(Option<&[&str]>, &[&str], &[&str]); 5] = [
+        let table: [Row<'_>; 5] = [
             (None, &[], &["e", "c"]),
             (None, &["x"], &["e", "x"]),
             (Some(&["n"]), &[], &["n"]),

@@ -198,7 +198,7 @@ impl Runtime {
             let mounts = plan
                 .mounts
                 .iter()
-                .map(|mount| self.planned_mount(mount))
+                .map(planned_mount)
                 .collect::<Result<Vec<_>>>()?;
             let record = Record {
                 version: VERSION,
@@ -231,52 +231,10 @@ impl Runtime {
         Ok(sandbox)
     }
 
-    fn planned_mount(&self, mount: &Mount) -> Result<PlannedMount> {
-        Ok(match mount.clone() {
-            Mount::Bind {
-                source,
-                target,
-                read_only,
-            } => PlannedMount::Bind {
-                source,
-                target,
-                read_only,
-            },
-            Mount::Tmpfs {
-                target,
-                size,
-                mode,
-                executable,
-            } => PlannedMount::Tmpfs {
-                target,
-                size: size.map(|size| size.0),
-                mode: mode.unwrap_or(0o1777),
-                executable,
-            },
-            Mount::Volume {
-                name,
-                target,
-                read_only,
-            } => {
-                let anonymous = name.is_none();
-                let name = match name {
-                    Some(name) => name,
-                    None => random_name()?,
-                };
-                PlannedMount::Volume {
-                    name,
-                    target,
-                    read_only,
-                    anonymous,
-                }
-            }
-        })
-    }
-
     /// Starts a sandbox under a supervisor of its own and returns when its program runs. With `attach`, its streams.
     pub fn start(&self, sandbox: &Sandbox, attach: Option<Attach>) -> Result<Option<Stream>> {
         let name = &sandbox.record.name;
-        if self.occupied(sandbox)? {
+        if occupied(sandbox)? {
             return Err(
                 Error::new(Kind::Conflict, format!("cannot start `{name}`")).because("it is running already")
             );
@@ -355,7 +313,7 @@ impl Runtime {
     /// Removes a sandbox; a running one only by `force`, which kills it. `volumes`: its anonymous ones too.
     pub fn remove(&self, sandbox: &Sandbox, force: bool, volumes: bool) -> Result<()> {
         let name = &sandbox.record.name;
-        if self.occupied(sandbox)? {
+        if occupied(sandbox)? {
             if !force {
                 return Err(Error::new(Kind::Conflict, format!("cannot remove `{name}`: it is running"))
                     .hint(format!("stop it first with `luna stop {name}`, or kill and remove it with `luna rm -f {name}`")));
@@ -363,7 +321,7 @@ impl Runtime {
             if let Ok(client) = sandbox.client() {
                 let _ = client.stop(Some(crate::signal::KILL), Some(Duration::ZERO));
             }
-            self.wait_until_left(sandbox)?;
+            wait_until_left(sandbox)?;
         }
         if !sandbox.directory.exists() {
             return Ok(());
@@ -388,35 +346,6 @@ impl Runtime {
             Ok(engine) => engine.reclaim(&sandbox.record.id),
             Err(_) => Ok(()),
         }
-    }
-
-    /// Whether a supervisor is there that will stay. One that has told its sandbox's end and only clears away is waited
-    /// for, and so is one that is about to tell that it runs.
-    fn occupied(&self, sandbox: &Sandbox) -> Result<bool> {
-        let since = Instant::now();
-        while sandbox.directory.exists() && sandbox.supervised()? {
-            match sandbox.status() {
-                Ok(status) if status.state.live() => return Ok(true),
-                _ if since.elapsed() > LEAVING => return Ok(true),
-                _ => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
-        Ok(false)
-    }
-
-    fn wait_until_left(&self, sandbox: &Sandbox) -> Result<()> {
-        let since = Instant::now();
-        while sandbox.directory.exists() && sandbox.supervised()? {
-            if since.elapsed() > LEAVING {
-                return Err(
-                    Error::new(Kind::TimedOut, format!("cannot end `{}`", sandbox.record.name)).because(
-                        format!("its supervisor has not left after {} s", LEAVING.as_secs()),
-                    ),
-                );
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
     }
 
     /// Removes every sandbox that does not run, and what was left half done; with `volumes`, those nobody names.
@@ -479,6 +408,78 @@ impl Runtime {
     pub fn logs(&self, sandbox: &Sandbox) -> log::Reader {
         log::Reader::open(&sandbox.directory)
     }
+}
+
+fn planned_mount(mount: &Mount) -> Result<PlannedMount> {
+    Ok(match mount.clone() {
+        Mount::Bind {
+            source,
+            target,
+            read_only,
+        } => PlannedMount::Bind {
+            source,
+            target,
+            read_only,
+        },
+        Mount::Tmpfs {
+            target,
+            size,
+            mode,
+            executable,
+        } => PlannedMount::Tmpfs {
+            target,
+            size: size.map(|size| size.0),
+            mode: mode.unwrap_or(0o1777),
+            executable,
+        },
+        Mount::Volume {
+            name,
+            target,
+            read_only,
+        } => {
+            let anonymous = name.is_none();
+            let name = match name {
+                Some(name) => name,
+                None => random_name()?,
+            };
+            PlannedMount::Volume {
+                name,
+                target,
+                read_only,
+                anonymous,
+            }
+        }
+    })
+}
+
+/// Whether a supervisor is there that will stay. One that has told its sandbox's end and only clears away is waited
+/// for, and so is one that is about to tell that it runs.
+fn occupied(sandbox: &Sandbox) -> Result<bool> {
+    let since = Instant::now();
+    while sandbox.directory.exists() && sandbox.supervised()? {
+        match sandbox.status() {
+            Ok(status) if status.state.live() => return Ok(true),
+            _ if since.elapsed() > LEAVING => return Ok(true),
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    Ok(false)
+}
+
+fn wait_until_left(sandbox: &Sandbox) -> Result<()> {
+    let since = Instant::now();
+    while sandbox.directory.exists() && sandbox.supervised()? {
+        if since.elapsed() > LEAVING {
+            return Err(
+                Error::new(Kind::TimedOut, format!("cannot end `{}`", sandbox.record.name)).because(format!(
+                    "its supervisor has not left after {} s",
+                    LEAVING.as_secs()
+                )),
+            );
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 fn random_name() -> Result<Name> {

@@ -75,7 +75,7 @@ fn finish(mut stream: Stream, written: io::Result<()>) -> Result<()> {
     }
     let _ = stream.input.finish();
     loop {
-        match stream.output.next()? {
+        match stream.output.next_event()? {
             Some(Event::Ended(ended)) => return ended.error.map_or(Ok(()), |report| Err(report.into())),
             Some(_) => {}
             None => {

@@ -104,7 +104,7 @@ impl Read for Archive {
             if self.over {
                 return Ok(0);
             }
-            let failed = match self.output.next() {
+            let failed = match self.output.next_event() {
                 Ok(Some(Event::Stdout(bytes))) => {
                     self.piece.clear();
                     self.piece.extend_from_slice(bytes);

@@ -215,7 +215,7 @@ pub enum Event<'a> {
 
 impl Output {
     /// The next event; `None` after [`Input::detach`] or when the supervisor went away without a word.
-    pub fn next(&mut self) -> Result<Option<Event<'_>>> {
+    pub fn next_event(&mut self) -> Result<Option<Event<'_>>> {
         match frame::read(&mut self.stream, &mut self.payload).map_err(lost)? {
             Some(FrameKind::Stdout) => Ok(Some(Event::Stdout(&self.payload))),
             Some(FrameKind::Stderr) => Ok(Some(Event::Stderr(&self.payload))),

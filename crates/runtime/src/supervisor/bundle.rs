@@ -36,7 +36,7 @@ pub(crate) fn assemble(
         },
         ids: record.ids,
         hostname: record.hostname.clone(),
-        files: files(record)?,
+        files: files(record),
         mounts,
         endpoint,
         resources: record.spec.resources.clone(),
@@ -75,7 +75,7 @@ pub(crate) fn init() -> Result<std::os::fd::OwnedFd> {
 }
 
 /// The small files that tell a sandbox who it is.
-fn files(record: &Record) -> Result<Vec<OverlaidFile>> {
+fn files(record: &Record) -> Vec<OverlaidFile> {
     let spec = &record.spec;
     let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     let own = match spec.network {
@@ -98,11 +98,11 @@ fn files(record: &Record) -> Result<Vec<OverlaidFile>> {
         target: target.into(),
         content: content.into_bytes(),
     };
-    Ok(vec![
+    vec![
         file("/etc/hosts", hosts),
         file("/etc/hostname", format!("{}\n", record.hostname)),
         file("/etc/resolv.conf", resolv),
-    ])
+    ]
 }
 
 fn mounts(layout: &Layout, record: &Record, lower: &[PathBuf]) -> Result<Vec<Mount>> {

@@ -34,7 +34,7 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
         Request::Attach(attach) => {
             let running = shared.running()?;
             let watcher = Watcher::new(stream).map_err(|e| Error::io("cannot attach", e))?;
-            reply(stream, &())?;
+            reply(stream, &());
             shared.hub.add(Arc::clone(&watcher));
             if let Some(size) = attach.terminal {
                 let _ = running.main.resize(size);
@@ -46,39 +46,49 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
         Request::Exec { process, detach } => exec(shared, &process, detach, stream),
         Request::Signal { signal } => {
             kill(shared, signal)?;
-            reply(stream, &())
+            reply(stream, &());
+            Ok(())
         }
         Request::Stop { signal, grace } => {
             let ended = stop(shared, signal, grace)?;
-            reply(stream, &ended)
+            reply(stream, &ended);
+            Ok(())
         }
         Request::Wait => {
             let ended = shared
                 .ended(None)
                 .expect("a wait without a bound ends with the sandbox");
-            reply(stream, &ended)
+            reply(stream, &ended);
+            Ok(())
         }
         Request::Pause => {
             shared.running()?.control.pause()?;
             settle(shared, State::Paused, Action::Pause);
-            reply(stream, &())
+            reply(stream, &());
+            Ok(())
         }
         Request::Resume => {
             shared.running()?.control.resume()?;
             settle(shared, State::Running, Action::Unpause);
-            reply(stream, &())
+            reply(stream, &());
+            Ok(())
         }
-        Request::Usage => reply(stream, &shared.running()?.control.usage()?),
+        Request::Usage => {
+            reply(stream, &shared.running()?.control.usage()?);
+            Ok(())
+        }
         Request::Processes => {
             refuse_paused(shared)?;
-            reply(stream, &shared.session()?.processes()?)
+            reply(stream, &shared.session()?.processes()?);
+            Ok(())
         }
         Request::Update { resources, restart } => {
             shared.running()?.control.update(&resources)?;
             if let Some(restart) = restart {
                 shared.update(|live| live.restart = restart);
             }
-            reply(stream, &())
+            reply(stream, &());
+            Ok(())
         }
         Request::Stat { path } => {
             refuse_paused(shared)?;
@@ -87,17 +97,17 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
                 Err(error) if error.kind() == Kind::NotFound => None,
                 Err(error) => return Err(error),
             };
-            reply(stream, &found)
+            reply(stream, &found);
+            Ok(())
         }
         Request::CopyOut { path } => copy_out(shared, &path, stream),
         Request::CopyIn { directory, keep_ids } => copy_in(shared, &directory, keep_ids, stream),
     }
 }
 
-fn reply(stream: &mut UnixStream, answer: &impl Serialize) -> Result<()> {
-    // A client that left does not want its answer.
+/// A client that left does not want its answer.
+fn reply(stream: &mut UnixStream, answer: &impl Serialize) {
     let _ = frame::write_json(stream, FrameKind::Ok, answer);
-    Ok(())
 }
 
 fn settle(shared: &Shared, state: State, action: Action) {
@@ -237,11 +247,13 @@ fn exec(shared: &Arc<Shared>, process: &Process, detach: bool, stream: &mut Unix
     } = child;
     let command = process.args.join(" ");
     events::record(&shared.layout, &shared.sandbox.record, Action::Exec { command });
-    reply(stream, &())?;
+    reply(stream, &());
     if detach {
         drop(stdin);
         drain(stdout);
-        stderr.map(drain);
+        if let Some(stderr) = stderr {
+            drain(stderr);
+        }
         let _ = handle.wait();
         return Ok(());
     }
@@ -329,7 +341,7 @@ fn drain(mut output: StreamReader) {
 fn copy_out(shared: &Shared, path: &str, stream: &mut UnixStream) -> Result<()> {
     refuse_paused(shared)?;
     let mut archive = shared.session()?.copy_out(path, true)?;
-    reply(stream, &())?;
+    reply(stream, &());
     let mut piece = vec![0; frame::PIECE];
     let ended = loop {
         match archive.read(&mut piece) {
@@ -367,7 +379,7 @@ fn copy_in(shared: &Shared, directory: &str, keep_ids: bool, stream: &mut UnixSt
         Ownership::Root
     };
     let mut archive = shared.session()?.copy_in(directory, ownership)?;
-    reply(stream, &())?;
+    reply(stream, &());
     let mut payload = Vec::new();
     let whole = loop {
         match frame::read(stream, &mut payload) {

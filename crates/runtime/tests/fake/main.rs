@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// One test at a time: descriptors and threads are counted for the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Whether `luna-init` lies where the runtime looks for it.
+static INIT: OnceLock<()> = OnceLock::new();
+
 struct Luna {
     runtime: Arc<Runtime>,
     engine: Arc<Fake>,
@@ -80,8 +83,6 @@ impl Luna {
 
     fn within(directory: tempfile::TempDir) -> Luna {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        // The runtime finds init by this variable, set before the first of the tests that run one after the other.
-        static INIT: OnceLock<()> = OnceLock::new();
         INIT.get_or_init(build_init);
         let before = Held::now();
         let engine = Arc::new(Fake::default());
