@@ -125,7 +125,7 @@ fn once(shared: &Shared, process: &Process, timeout: Duration) -> Option<(u8, St
         .spawn(move || {
             let late = finished.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout);
             if late {
-                let _ = killer.signal(signal::KILL);
+                let _ = killer.signal_group(signal::KILL);
             }
             late
         });

@@ -113,12 +113,17 @@ pub(crate) fn name_taken(layout: &Layout, name: &Name) -> bool {
 
 /// Finds a sandbox by name, id or the beginning of exactly one id.
 pub(crate) fn find(layout: &Layout, text: &str) -> Result<Sandbox> {
+    Sandbox::load(layout.sandbox(&identify(layout, text)?))
+}
+
+/// The id that a name, an id or the beginning of exactly one id means.
+pub(crate) fn identify(layout: &Layout, text: &str) -> Result<Id> {
     if let Ok(name) = text.parse::<Name>() {
         if let Ok(content) = fs::read_to_string(layout.name(&name))
             && let Ok(id) = content.parse::<Id>()
             && layout.sandbox(&id).exists()
         {
-            return Sandbox::load(layout.sandbox(&id));
+            return Ok(id);
         }
         let mut matches = ids(layout)?
             .into_iter()
@@ -132,7 +137,7 @@ pub(crate) fn find(layout: &Layout, text: &str) -> Result<Sandbox> {
                 .because("several ids begin with it")
                 .hint("type more of the id, or use the name"));
             }
-            return Sandbox::load(layout.sandbox(&id));
+            return Ok(id);
         }
     }
     Err(Error::new(
@@ -140,6 +145,17 @@ pub(crate) fn find(layout: &Layout, text: &str) -> Result<Sandbox> {
         format!("cannot find a sandbox `{}`", text.escape_debug()),
     )
     .hint("`luna ps -a` lists them all"))
+}
+
+/// Gives back every name and range that `id` holds.
+pub(crate) fn forget(layout: &Layout, id: &Id) {
+    for directory in [layout.root().join("names"), layout.ranges()] {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if fs::read(entry.path()).is_ok_and(|holder| holder == id.as_str().as_bytes()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
 }
 
 pub(crate) fn ids(layout: &Layout) -> Result<Vec<Id>> {
@@ -259,7 +275,7 @@ pub(crate) fn sweep(layout: &Layout, reclaim: &dyn Fn(&Id)) -> Result<()> {
 }
 
 /// Whether something is too new to be called abandoned: it may be in the making.
-fn young(path: &std::path::Path) -> bool {
+pub(crate) fn young(path: &std::path::Path) -> bool {
     let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
     let age = modified.ok().and_then(|time| time.elapsed().ok());
     age.is_none_or(|age| age < std::time::Duration::from_secs(10))

@@ -23,11 +23,11 @@ use crate::events::{self, Events};
 use crate::layout::Layout;
 use crate::log::{self, timestamp};
 use crate::plan::{self, ImageDefaults};
-use crate::record::{ImageName, PlannedMount, Record, VERSION};
+use crate::record::{ImageName, PlannedMount, Record, State, VERSION};
 use crate::registry::{self, Draft};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{LOCK, Sandbox};
 use crate::volumes::Volumes;
-use crate::{host, ranges, supervisor};
+use crate::{host, layout, ranges, supervisor};
 
 /// How long a killed supervisor may take to leave.
 const LEAVING: Duration = Duration::from_secs(10);
@@ -326,6 +326,8 @@ impl Runtime {
         if !sandbox.directory.exists() {
             return Ok(());
         }
+        // Held until it is out of sight, so that nobody starts what is being removed.
+        let _lock = hold(sandbox)?;
         self.reclaim(sandbox)?;
         let grave = registry::discard(&self.layout, sandbox)?;
         registry::bury(&grave);
@@ -338,6 +340,20 @@ impl Runtime {
 
     fn remove_anonymous_volumes(&self, sandbox: &Sandbox) {
         supervisor::remove_anonymous_volumes(&self.layout, &sandbox.record);
+    }
+
+    /// Removes a sandbox whose record cannot be read, by name or id.
+    pub fn remove_unreadable(&self, text: &str) -> Result<()> {
+        let id = registry::identify(&self.layout, text)?;
+        let lock = layout::open_lock(&self.layout.sandbox(&id).join(LOCK))?;
+        supervisor::take(&lock)
+            .map_err(|_| Error::new(Kind::Conflict, format!("cannot remove `{text}`: it is running")))?;
+        for engine in &self.engines {
+            engine.reclaim(&id)?;
+        }
+        registry::bury(&self.layout.sandbox(&id));
+        registry::forget(&self.layout, &id);
+        Ok(())
     }
 
     /// Removes what a killed supervisor left behind.
@@ -353,8 +369,13 @@ impl Runtime {
         let mut pruned = Pruned::default();
         let (sandboxes, _) = self.list()?;
         for sandbox in sandboxes {
-            if sandbox.supervised().is_ok_and(|supervised| !supervised) {
-                self.remove(&sandbox, false, true)?;
+            // One that was made this moment is about to be started.
+            let fresh = registry::young(&sandbox.directory)
+                && sandbox
+                    .status()
+                    .is_ok_and(|status| status.state == State::Created);
+            let idle = sandbox.supervised().is_ok_and(|supervised| !supervised);
+            if idle && !fresh && self.remove(&sandbox, false, true).is_ok() {
                 pruned.sandboxes.push(sandbox.record.name);
             }
         }
@@ -450,6 +471,16 @@ fn planned_mount(mount: &Mount) -> Result<PlannedMount> {
             }
         }
     })
+}
+
+/// Takes the lock of a sandbox that does not run.
+fn hold(sandbox: &Sandbox) -> Result<OwnedFd> {
+    let lock = layout::open_lock(&sandbox.directory.join(LOCK))?;
+    supervisor::take(&lock).map_err(|_| {
+        Error::new(Kind::Conflict, format!("cannot remove `{}`", sandbox.record.name))
+            .because("it was started meanwhile")
+    })?;
+    Ok(lock)
 }
 
 /// Whether a supervisor is there that will stay. One that has told its sandbox's end and only clears away is waited

@@ -83,6 +83,13 @@ fn begin(
         Error::new(Kind::Conflict, format!("cannot start `{}`", sandbox.record.name))
             .because("it is running already")
     })?;
+    // It may have been removed between finding and locking it.
+    if !same_file(&lock, &directory.join(sandbox::LOCK)) {
+        return Err(
+            Error::new(Kind::NotFound, format!("cannot start `{}`", sandbox.record.name))
+                .because("it was removed meanwhile"),
+        );
+    }
     let mut payload = Vec::new();
     let request =
         frame::read(control, &mut payload).map_err(|e| Error::io("cannot read the first request", e))?;
@@ -100,7 +107,7 @@ fn begin(
         _ => return Ok(()),
     };
     // A socket here is that of a supervisor that was killed, at whatever moment; it may have left cgroups.
-    if directory.join(SOCKET).exists() {
+    if directory.join(SOCKET).exists() || sandbox.status()?.started.is_some() {
         engine.reclaim(id)?;
     }
     let listener = listen(&directory)?;
@@ -108,7 +115,7 @@ fn begin(
         .try_clone()
         .map_err(|e| Error::io("cannot use the control socket", e))?;
     let shared = Arc::new(Shared::new(sandbox.clone(), layout.clone())?);
-    let keeper = Keeper {
+    let mut keeper = Keeper {
         layout,
         store,
         engine,
@@ -124,9 +131,18 @@ fn begin(
     outcome
 }
 
+/// Whether `path` still leads to the open file.
+fn same_file(file: &OwnedFd, path: &std::path::Path) -> bool {
+    let there = rustix::fs::stat(path).ok();
+    let here = rustix::fs::fstat(file).ok();
+    there
+        .zip(here)
+        .is_some_and(|(there, here)| (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino))
+}
+
 /// Takes the lock of a sandbox that nobody supervises. Whoever looks at its status holds the lock for a moment, so one
 /// refusal is not yet an answer.
-fn take(lock: &OwnedFd) -> rustix::io::Result<()> {
+pub(crate) fn take(lock: &OwnedFd) -> rustix::io::Result<()> {
     let mut left = 50;
     loop {
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
@@ -164,7 +180,7 @@ struct Life {
 
 impl Keeper<'_> {
     fn run(
-        &self,
+        &mut self,
         control: &mut UnixStream,
         attach: Option<crate::control::Attach>,
         listener: UnixListener,
@@ -195,14 +211,10 @@ impl Keeper<'_> {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            let (ended, instance) = self.live(life);
+            let ended = self.live(life);
             let Some(again) = self.after(&ended, &mut failures) else {
-                // Whoever waits need not wait for what is left to clear away.
-                let outcome = self.finish(ended);
-                tear_down(instance);
-                return outcome;
+                return self.finish(ended);
             };
-            tear_down(instance);
             if began.elapsed() >= STEADY {
                 delay = FIRST_DELAY;
             }
@@ -211,6 +223,10 @@ impl Keeper<'_> {
                 return self.finish(ended);
             }
             delay = (delay * 2).min(LONGEST_DELAY);
+            // Name and limits may have been changed meanwhile.
+            if let Ok(sandbox) = Sandbox::load(self.layout.sandbox(&self.record.id)) {
+                self.record = sandbox.record;
+            }
             life = match self.start() {
                 Ok(life) => life,
                 Err(error) => {
@@ -224,6 +240,10 @@ impl Keeper<'_> {
             };
             self.shared.update(|live| live.status.restarts += 1);
             events::record(self.layout, &self.record, again);
+            // A stop that came while there was nothing to signal yet.
+            if self.shared.look(|live| live.status.stopped) {
+                let _ = life.instance.control().kill();
+            }
         }
     }
 
@@ -282,13 +302,13 @@ impl Keeper<'_> {
             live.status.supervisor = Some(std::process::id());
         });
         self.shared.set_stdin(stdin);
-        self.shared.store();
+        self.shared.try_store()?;
         events::record(self.layout, &self.record, Action::Start);
         Ok(Life { instance, child })
     }
 
-    /// From started to ended. What is left of the instance is still there.
-    fn live(&self, life: Life) -> (Ended, Box<dyn Instance>) {
+    /// From started to ended; the instance and everything it held is gone when this returns.
+    fn live(&self, life: Life) -> Ended {
         let Life { instance, child } = life;
         let handle = child.handle();
         let Child { stdout, stderr, .. } = child;
@@ -306,12 +326,13 @@ impl Keeper<'_> {
             .control()
             .usage()
             .is_ok_and(|usage| usage.out_of_memory());
+        tear_down(instance);
         self.shared.update(|live| live.running = None);
         drop(health);
         if out_of_memory {
             events::record(self.layout, &self.record, Action::Oom);
         }
-        let ended = match waited {
+        match waited {
             Ok(status) => Ended {
                 code: status.code(),
                 out_of_memory,
@@ -327,8 +348,7 @@ impl Keeper<'_> {
                 out_of_memory,
                 error: (!self.shared.was_killed()).then(|| error.report()),
             },
-        };
-        (ended, instance)
+        }
     }
 
     fn pump(&self, source: Source, stream: StreamReader) -> Option<thread::JoinHandle<()>> {

@@ -1,11 +1,12 @@
 //! Named volumes: directories that outlive sandboxes. Ids on disk are the sandbox's own; root's mounts map them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use luna_core::name::Name;
 use luna_core::{Error, Kind, Result};
+use rustix::fs::FlockOperation;
 
 use crate::layout::{self, Layout};
 
@@ -35,18 +36,30 @@ impl Volumes {
         self.layout.volumes().join(name.as_str()).join("data")
     }
 
-    /// Makes the volume unless it is there; tells whether it was made.
-    pub fn create(&self, name: &Name) -> Result<(Volume, bool)> {
+    /// Makes the volume unless it is there. `fill` is given its directory before anybody else sees it; a volume that
+    /// could not be filled whole is not there.
+    pub fn create(&self, name: &Name, fill: &dyn Fn(&Path) -> Result<()>) -> Result<Volume> {
         let data = self.data(name);
-        let made = !data.exists();
-        if made {
-            layout::make_directory(&data)?;
+        if data.exists() {
+            return self.get(name);
+        }
+        let directory = self.layout.volumes().join(name.as_str());
+        layout::make_directory(&directory)?;
+        let lock = layout::open_lock(&directory.join("lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|e| Error::io(format!("cannot lock volume `{name}`"), e))?;
+        if !data.exists() {
+            let fail = |e| Error::io(format!("cannot make volume `{name}`"), e);
+            let unfinished = directory.join("data.new");
+            crate::registry::bury(&unfinished);
+            layout::make_directory(&unfinished)?;
             // Sandboxes' users walk in through the mount; the directories above it are closed.
             let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-            fs::set_permissions(&data, open)
-                .map_err(|e| Error::io(format!("cannot make volume `{name}`"), e))?;
+            fs::set_permissions(&unfinished, open).map_err(fail)?;
+            fill(&unfinished)?;
+            fs::rename(&unfinished, &data).map_err(fail)?;
         }
-        Ok((self.get(name)?, made))
+        self.get(name)
     }
 
     pub fn get(&self, name: &Name) -> Result<Volume> {

@@ -26,7 +26,7 @@ fn create(front: &Front, args: &CreateArgs) -> Result<()> {
         Some(name) => name.parse()?,
         None => Id::from_random(super::up::random()?).as_str().parse()?,
     };
-    front.runtime()?.volumes().create(&name)?;
+    front.runtime()?.volumes().create(&name, &|_| Ok(()))?;
     front.printer.line(name.as_str())
 }
 

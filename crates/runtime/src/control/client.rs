@@ -38,9 +38,15 @@ impl Client {
     }
 
     fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
-        frame::write_json(&mut self.stream, FrameKind::Request, request).map_err(lost)?;
+        // A supervisor that refused before it was asked has said why and left.
+        let asked = frame::write_json(&mut self.stream, FrameKind::Request, request);
         let mut payload = Vec::new();
-        match frame::read(&mut self.stream, &mut payload).map_err(lost)? {
+        let answer = match (asked, frame::read(&mut self.stream, &mut payload)) {
+            (_, Ok(Some(answer))) => Some(answer),
+            (Err(error), _) | (Ok(()), Err(error)) => return Err(lost(error)),
+            (Ok(()), Ok(None)) => None,
+        };
+        match answer {
             Some(FrameKind::Ok) => frame::parse(&payload),
             Some(FrameKind::Error) => Err(frame::parse::<Report>(&payload)?.into()),
             Some(_) => Err(Error::new(

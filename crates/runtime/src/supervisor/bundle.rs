@@ -138,10 +138,8 @@ fn mounts(layout: &Layout, record: &Record, lower: &[PathBuf]) -> Result<Vec<Mou
                     read_only,
                     ..
                 } => {
-                    let (volume, made) = volumes.create(&name)?;
-                    if made {
-                        luna_image::populate(lower, &target, &volume.data)?;
-                    }
+                    let fill = |data: &Path| luna_image::populate(lower, &target, data);
+                    let volume = volumes.create(&name, &fill)?;
                     Mount::Bind {
                         source: volume.data,
                         target,

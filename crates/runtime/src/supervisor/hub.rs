@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 use crate::control::Ended;
 use crate::control::frame::{self, FrameKind};
 
+/// How long a client may keep the program waiting before it is let go: long enough for a terminal that is held, short
+/// enough that a client that was stopped does not freeze a sandbox.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// One attached client.
 pub(crate) struct Watcher {
     writer: Mutex<UnixStream>,
@@ -16,6 +20,7 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     pub(crate) fn new(stream: &UnixStream) -> std::io::Result<Arc<Watcher>> {
+        stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Arc::new(Watcher {
             writer: Mutex::new(stream.try_clone()?),
             handle: stream.try_clone()?,
@@ -27,7 +32,7 @@ impl Watcher {
     }
 }
 
-/// Attached clients. A slow one slows the program, as a terminal does; one that left is forgotten.
+/// Attached clients. A slow one slows the program, as a terminal does; one that left, or stands still, is forgotten.
 #[derive(Default)]
 pub(crate) struct Hub {
     watchers: Mutex<Vec<Arc<Watcher>>>,

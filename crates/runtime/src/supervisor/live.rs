@@ -83,10 +83,15 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Writes the status as it is. A full disk must not end a sandbox: the lock still tells that it runs.
-    pub(crate) fn store(&self) {
+    /// Writes the status as it is.
+    pub(crate) fn try_store(&self) -> Result<()> {
         let live = lock(&self.live);
-        let _ = sandbox::store_status(self.sandbox.directory(), &live.status);
+        sandbox::store_status(self.sandbox.directory(), &live.status)
+    }
+
+    /// Writes the status as it is. A disk that is full by now must not end a sandbox: the lock still tells that it runs.
+    pub(crate) fn store(&self) {
+        let _ = self.try_store();
     }
 
     pub(crate) fn log(&self, with: impl FnOnce(&mut log::Writer)) {

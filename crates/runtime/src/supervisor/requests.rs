@@ -24,6 +24,9 @@ use crate::{events, signal};
 /// How long after `SIGKILL` a program may take to be gone before its wall is torn down round it.
 const AFTER_KILL: Duration = Duration::from_secs(2);
 
+/// How often a client that waits is looked after.
+const SLICE: Duration = Duration::from_secs(2);
+
 /// Answers one request. An error returned has not been told to the client.
 pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixStream) -> Result<()> {
     match request {
@@ -55,9 +58,13 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
             Ok(())
         }
         Request::Wait => {
-            let ended = shared
-                .ended(None)
-                .expect("a wait without a bound ends with the sandbox");
+            let ended = loop {
+                match shared.ended(Some(SLICE)) {
+                    Some(ended) => break ended,
+                    None if left(stream) => return Ok(()),
+                    None => {}
+                }
+            };
             reply(stream, &ended);
             Ok(())
         }
@@ -83,7 +90,9 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
             Ok(())
         }
         Request::Update { resources, restart } => {
-            shared.running()?.control.update(&resources)?;
+            if let Ok(running) = shared.running() {
+                running.control.update(&resources)?;
+            }
             if let Some(restart) = restart {
                 shared.update(|live| live.restart = restart);
             }
@@ -103,6 +112,17 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
         Request::CopyOut { path } => copy_out(shared, &path, stream),
         Request::CopyIn { directory, keep_ids } => copy_in(shared, &directory, keep_ids, stream),
     }
+}
+
+/// Whether the client has closed its end.
+fn left(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// A client that left does not want its answer.
@@ -154,9 +174,14 @@ fn destroy(shared: &Shared) -> Result<()> {
         // What is frozen cannot die on a version 1 cgroup.
         running.control.kill()?;
         let _ = running.control.resume();
-    } else if running.main.signal(signal::KILL).is_ok() && shared.gone_within(AFTER_KILL) {
+    } else {
+        // It may have ended by itself this moment; then its exit is on its way.
+        let _ = running.main.signal(signal::KILL);
+    }
+    if shared.gone_within(AFTER_KILL) {
         return Ok(());
     }
+    // Nothing dies while a client does not read what was printed before.
     shared.hub.drop_all();
     running.control.kill()
 }
@@ -167,8 +192,11 @@ fn stop(shared: &Shared, signal: Option<u8>, grace: Option<Duration>) -> Result<
     let grace = grace.unwrap_or(record.stop_grace);
     shared.mark_stopped();
     if let Ok(running) = shared.running() {
-        let paused = shared.look(|live| live.status.state) == State::Paused;
-        let asked = number != signal::KILL && !paused && running.main.signal(number).is_ok();
+        if number != signal::KILL && shared.look(|live| live.status.state) == State::Paused {
+            running.control.resume()?;
+            settle(shared, State::Running, Action::Unpause);
+        }
+        let asked = number != signal::KILL && running.main.signal(number).is_ok();
         if !asked || !shared.gone_within(grace) {
             destroy(shared)?;
         }
