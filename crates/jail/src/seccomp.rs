@@ -1,9 +1,15 @@
-//! The jail's seccomp filter: an allow-list no looser than docker's default (`profiles` of moby, `default_linux.go`), as
+//! The jail's seccomp filter: an allow-list no looser than docker's current default (`seccomp` of moby's `profiles`), as
 //! BPF, compiled once for each set of openings and kept.
 //!
-//! It differs from docker's in being tighter: `AF_ALG` is closed as `AF_VSOCK` is (CVE-2026-31431), unshare(2) takes no
-//! namespace flag, and system calls of other ABIs of the same processor (i386 and x32 on x86-64, 32-bit on aarch64)
-//! do not exist. Calls newer than the list answer `ENOSYS`, so that programs fall back; closed ones answer `EPERM`.
+//! It differs from docker's in being tighter: socket(2) and socketpair(2) take the five usual families only, which leaves
+//! out those that docker closes, too (`AF_ALG`, CVE-2026-31431, and `AF_VSOCK` among them); unshare(2), which some
+//! versions of docker's open to everybody, is SYS_ADMIN's; and system calls of other ABIs of the same processor (i386 and
+//! x32 on x86-64, 32-bit on aarch64) do not exist. Calls newer than the list answer `ENOSYS`, so that programs fall back;
+//! closed ones answer `EPERM`.
+//!
+//! It is looser in one thing, on request: nested user namespaces open clone(2) for a user namespace alone or with a pid
+//! and a network namespace and for a pid namespace, and unshare(2) for a user namespace or for what is no namespace.
+//! [`Opening`]s are named one by one, by tests.
 
 mod bpf;
 mod profile;

@@ -11,13 +11,12 @@ pub(super) enum Answer {
     Allow,
     /// Fails with this error number.
     Refuse(u16),
-    /// Depends on the low 32 bits of an argument, which is all the kernel reads of the ones asked for here.
+    /// Allowed where the low 32 bits of an argument, which is all the kernel reads of the ones asked for here, are, under
+    /// a mask, among the values.
     Ask {
         argument: u8,
         mask: u32,
         values: Vec<u32>,
-        /// Allowed if among the values, or if not among them.
-        allow_among: bool,
     },
 }
 
@@ -105,7 +104,6 @@ fn answer(answer: &Answer, program: &mut Vec<Instruction>) {
         argument,
         mask,
         values,
-        allow_among,
     } = answer
     else {
         program.push(instruction(RETURN, constant(answer)));
@@ -118,14 +116,11 @@ fn answer(answer: &Answer, program: &mut Vec<Instruction>) {
         let to_among = (values.len() - place) as u8;
         program.push(jump(JUMP_EQUAL, *value, to_among, 0));
     }
-    let refused = constant(&Answer::Refuse(libc::EPERM as u16));
-    let (among, others) = if *allow_among {
-        (RETURN_ALLOW, refused)
-    } else {
-        (refused, RETURN_ALLOW)
-    };
-    program.push(instruction(RETURN, others));
-    program.push(instruction(RETURN, among));
+    program.push(instruction(
+        RETURN,
+        constant(&Answer::Refuse(libc::EPERM as u16)),
+    ));
+    program.push(instruction(RETURN, RETURN_ALLOW));
 }
 
 fn constant(answer: &Answer) -> u32 {
@@ -210,7 +205,6 @@ pub(super) mod tests {
                         argument: 1,
                         mask: 0xff,
                         values: vec![3, 5],
-                        allow_among: number % 2 == 0,
                     },
                 ),
                 _ => (number, Answer::Allow),
@@ -226,11 +220,8 @@ pub(super) mod tests {
         for number in (0..700).chain([u32::MAX, 0x4000_0001]) {
             for argument in [3u64, 0x105, 4, 0xffff_ffff_0000_0003] {
                 let expected = match calls.get(&number) {
-                    Some(Answer::Ask {
-                        values, allow_among, ..
-                    }) => {
-                        let among = values.contains(&(argument as u32 & 0xff));
-                        if among == *allow_among {
+                    Some(Answer::Ask { values, .. }) => {
+                        if values.contains(&(argument as u32 & 0xff)) {
                             RETURN_ALLOW
                         } else {
                             RETURN_ERRNO | 1
