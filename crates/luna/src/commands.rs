@@ -20,7 +20,7 @@ mod volumes;
 
 use std::path::PathBuf;
 
-use luna_core::{Error, Result};
+use luna_core::{Error, Kind, Result};
 use luna_runtime::{Runtime, Sandbox};
 
 use crate::cli::Command;
@@ -146,15 +146,25 @@ pub(crate) fn bars(quiet: bool) -> Bars {
     Bars::new(if quiet { Look::Quiet } else { Look::fitting() })
 }
 
-/// Asks before something is lost; `true` where nobody can be asked.
+/// Asks before something is lost. Without a terminal the answer is the next line of standard input; that there is none
+/// is an error, so that a script does not take silence for done.
 pub(crate) fn confirmed(question: &str) -> Result<bool> {
     use std::io::{BufRead, Write};
-    if !crate::terminal::stdin_is_terminal() {
-        return Ok(true);
-    }
     let asking = |e: std::io::Error| Error::io("cannot ask", e);
     write!(std::io::stderr(), "{question} [y/N] ").map_err(asking)?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(asking)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    if !crate::terminal::stdin_is_terminal() {
+        let _ = writeln!(std::io::stderr());
+        if answer.is_empty() {
+            return Err(
+                Error::new(Kind::InvalidInput, "cannot remove anything without a yes")
+                    .hint("`--force` does not ask"),
+            );
+        }
+    }
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
 }

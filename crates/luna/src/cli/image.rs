@@ -123,10 +123,10 @@ pub(crate) struct RmiArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
-    /// Every image that no sandbox is made of, not only the unnamed
+    /// Every image that no sandbox is made of, not only the unnamed; with `--volumes`, named volumes too
     #[arg(short, long)]
     pub(crate) all: bool,
-    /// Volumes that no sandbox names, too
+    /// Unnamed volumes that no sandbox names, too
     #[arg(long)]
     pub(crate) volumes: bool,
     /// Do not ask

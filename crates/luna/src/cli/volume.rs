@@ -15,7 +15,7 @@ pub(crate) enum VolumeCommand {
     Rm(RmArgs),
     /// Show everything about volumes
     Inspect(InspectArgs),
-    /// Remove volumes that no sandbox names
+    /// Remove unnamed volumes that no sandbox names
     Prune(PruneArgs),
 }
 
@@ -46,6 +46,9 @@ pub(crate) struct RmArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
+    /// Named ones too, not only those whose name was invented
+    #[arg(short, long)]
+    pub(crate) all: bool,
     /// Do not ask
     #[arg(short, long)]
     pub(crate) force: bool,

@@ -175,15 +175,15 @@ pub(super) fn prune(front: &Front, args: &PruneArgs) -> Result<()> {
         (false, false) => "Remove every sandbox that does not run and every unnamed image?",
         (true, false) => "Remove every sandbox that does not run and every image that none is made of?",
         (false, true) => {
-            "Remove every sandbox that does not run, every unnamed image and every unused volume?"
+            "Remove every sandbox that does not run, every unnamed image and every unused, unnamed volume?"
         }
-        (true, true) => "Remove everything that does not run or is not used, volumes included?",
+        (true, true) => "Remove everything that does not run or is not used, named volumes included?",
     };
     if !args.force && !confirmed(question)? {
         return Ok(());
     }
     let runtime = front.runtime()?;
-    let pruned = runtime.prune(args.volumes)?;
+    let pruned = runtime.prune(&|volume| args.volumes && (args.all || volume.is_anonymous()))?;
     let images = remove_unused(&runtime, args.all)?;
     if args.json.json {
         return front.printer.json(&json!({

@@ -94,6 +94,10 @@ pub(super) fn rm(front: &Front, args: &RmArgs) -> Result<u8> {
     each(front, &args.sandboxes.names, |runtime, name| {
         let sandbox = match runtime.find(name) {
             Err(error) if args.force && error.kind() == Kind::NotFound => return Ok(None),
+            Err(error) if args.force && matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
+                runtime.remove_unreadable(name)?;
+                return Ok(Some(name.to_owned()));
+            }
             found => found?,
         };
         runtime.remove(&sandbox, args.force, args.volumes)?;

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use luna_core::error::Kind;
+use luna_core::name::Id;
 use luna_core::{Error, Result};
 use luna_runtime::Runtime;
 use luna_runtime::image::registry::{self, Access, Credentials, PullOptions, PushOptions};
@@ -166,19 +167,35 @@ pub(super) fn save(front: &Front, args: &SaveArgs) -> Result<()> {
             .flush()
             .map_err(|e| Error::io("cannot write to standard output", e));
     };
-    // Beside the file and then in its place: a failure leaves what was there.
     let fail = |e: io::Error| Error::io(format!("cannot write `{}`", path.display()), e);
-    let mut beside = path.clone().into_os_string();
-    beside.push(".part");
-    let write = || -> Result<()> {
-        let mut file = io::BufWriter::with_capacity(256 << 10, File::create(&beside).map_err(fail)?);
+    let write = |file: File| -> Result<()> {
+        let mut file = io::BufWriter::with_capacity(256 << 10, file);
         archive::save(runtime.store(), &args.images, format, &mut file)?;
-        file.flush().map_err(fail)?;
-        std::fs::rename(&beside, path).map_err(fail)
+        file.flush().map_err(fail)
     };
-    write().inspect_err(|_| {
-        let _ = std::fs::remove_file(&beside);
-    })
+    // A link, a pipe or a device is written through and stays what it is.
+    if std::fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return write(File::create(path).map_err(fail)?);
+    }
+    // Beside the file and then in its place: a failure leaves what was there.
+    let (file, beside) = create_beside(path)?;
+    write(file)
+        .and_then(|()| std::fs::rename(&beside, path).map_err(fail))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&beside);
+        })
+}
+
+/// A new file of a name nobody can foresee, in the same directory. `O_EXCL` follows no link (open(2)).
+fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push(format!(".{}", Id::from_random(super::up::random()?).short()));
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .open(&beside)
+        .map_err(|e| Error::io(format!("cannot write `{}`", path.display()), e))?;
+    Ok((file, beside.into()))
 }
 
 pub(super) fn import(front: &Front, args: ImportArgs) -> Result<()> {

@@ -21,7 +21,7 @@ use luna_core::spec::{Floor, Isolation, Network, PortMapping, Spec, WallRequest}
 use luna_core::units::Bytes;
 use luna_core::{Error, Result};
 use luna_runtime::image::{Image, Reference};
-use luna_runtime::{BuildRequest, Runtime, Sandbox, State, TOKEN};
+use luna_runtime::{BuildRequest, Runtime, Sandbox, State, Status, TOKEN};
 use serde_json::{Value, json};
 
 use super::{Front, is_live};
@@ -81,12 +81,12 @@ pub(super) fn up(front: &Front, args: &UpArgs) -> Result<()> {
             policy::describe(&sandbox.record.decision.engine)
         ));
     }
-    let service = Service::of(&sandbox)?;
-    if let Err(error) = service.wait_until_ready(&sandbox) {
-        show_last_words(&runtime, &sandbox);
-        return Err(error);
-    }
-    let url = service.url()?;
+    let ready = || {
+        let service = Service::of(&sandbox)?;
+        service.wait_until_ready(&sandbox)?;
+        service.url()
+    };
+    let url = ready().inspect_err(|_| show_last_words(&runtime, &sandbox))?;
     let seconds = since.elapsed().as_secs_f64();
     if args.json {
         return front.printer.json(&json!({
@@ -104,7 +104,7 @@ pub(super) fn up(front: &Front, args: &UpArgs) -> Result<()> {
             policy::describe(&sandbox.record.decision.engine)
         ));
     } else {
-        say(format!("`{name}` is ready after {seconds:.1} s"));
+        say(format!("`{name}` is ready after {seconds:.2} s"));
     }
     front.printer.line(url)
 }
@@ -320,6 +320,16 @@ pub(super) fn random() -> Result<[u8; 16]> {
     Ok(bits)
 }
 
+fn ended(sandbox: &Sandbox, status: &Status) -> Error {
+    let name = &sandbox.record.name;
+    Error::new(Kind::Unavailable, format!("cannot bring up `{name}`"))
+        .because(format!(
+            "it ended with code {}",
+            status.exit_code.unwrap_or_default()
+        ))
+        .hint(format!("`luna logs {name}` shows all it said"))
+}
+
 /// The service inside as seen from the host's loopback.
 struct Service {
     address: SocketAddr,
@@ -345,11 +355,11 @@ impl Service {
                 .hint("choose another name: `luna up --name NAME`")
         };
         let token = variable(TOKEN).ok_or_else(foreign)?;
-        let mapped = sandbox
-            .status()?
-            .ports
-            .into_iter()
-            .find(|port| port.sandbox == PORT);
+        let status = sandbox.status()?;
+        if !status.state.live() {
+            return Err(ended(sandbox, &status));
+        }
+        let mapped = status.ports.into_iter().find(|port| port.sandbox == PORT);
         let address = match (mapped, record.spec.network) {
             (Some(port), _) => SocketAddr::new(port.address, port.host),
             (None, Network::Host) => {
@@ -386,12 +396,7 @@ impl Service {
             }
             let status = sandbox.status()?;
             if !status.state.live() {
-                return Err(Error::new(Kind::Unavailable, format!("cannot bring up `{name}`"))
-                    .because(format!(
-                        "it ended with code {}",
-                        status.exit_code.unwrap_or_default()
-                    ))
-                    .hint(format!("`luna logs {name}` shows all it said")));
+                return Err(ended(sandbox, &status));
             }
             if status.state == State::Paused {
                 return Err(

@@ -65,12 +65,18 @@ fn rm(front: &Front, args: &RmArgs) -> Result<u8> {
 }
 
 fn prune(front: &Front, args: &PruneArgs) -> Result<()> {
-    if !args.force && !confirmed("Remove every volume that no sandbox names?")? {
+    let question = if args.all {
+        "Remove every volume that no sandbox names?"
+    } else {
+        "Remove every unnamed volume that no sandbox names?"
+    };
+    if !args.force && !confirmed(question)? {
         return Ok(());
     }
     let runtime = front.runtime()?;
     let mut removed = Vec::new();
-    for volume in runtime.volumes().list()? {
+    let volumes = runtime.volumes().list()?;
+    for volume in volumes.into_iter().filter(|volume| args.all || volume.is_anonymous()) {
         match runtime.remove_volume(&volume.name) {
             Ok(()) => removed.push(volume.name),
             // In use.
