@@ -6,6 +6,7 @@
 //! limit goes to whichever hierarchy has its controller. On version 2 the child is cloned into its cgroup; on version 1
 //! it moves itself (see [`crate::step::Step::JoinCgroup`]).
 
+mod device;
 mod hierarchy;
 mod limit;
 mod usage;
@@ -21,6 +22,7 @@ use luna_core::{Error, Kind, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use device::Devices;
 pub(crate) use hierarchy::{Hierarchy, Version};
 
 use crate::spec::Limits;
@@ -47,7 +49,7 @@ struct Group {
 
 impl Cgroups {
     /// Makes the cgroups and sets the limits. A limit that was asked for and cannot be had is an error.
-    pub(crate) fn create(name: &str, limits: &Limits, devices: Option<&[String]>) -> Result<Cgroups> {
+    pub(crate) fn create(name: &str, limits: &Limits, devices: Option<&Devices>) -> Result<Cgroups> {
         let mut cgroups = Cgroups { groups: Vec::new() };
         for hierarchy in hierarchy::all()? {
             if !cgroups.needs(&hierarchy, limits) {
@@ -68,7 +70,7 @@ impl Cgroups {
         }
         limit::apply(&cgroups, limits)?;
         if let Some(devices) = devices {
-            limit::restrict_devices(&cgroups, devices)?;
+            devices.restrict(&cgroups)?;
         }
         Ok(cgroups)
     }

@@ -19,12 +19,12 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-use crate::cgroup::{self, Cgroups};
+use crate::cgroup::{self, Cgroups, Devices};
 use crate::child::{self, MOST_MOUNTS, Report};
 use crate::jailed::{Jailed, Process};
 use crate::mount::{self, IdMapping};
-use crate::plan::{self, DEVICES, Inherited, Plan};
-use crate::spec::{Defences, Mount, Network, Spec};
+use crate::plan::{self, Inherited, Plan};
+use crate::spec::{Defences, Network, Spec};
 use crate::step::Step;
 use crate::sys;
 use crate::{ids, landlock, sealed, seccomp};
@@ -41,9 +41,9 @@ pub fn launch(spec: Spec) -> Result<Jailed> {
     } else {
         None
     };
-    let devices = allowed_devices(&spec).map_err(cannot)?;
+    let devices = Devices::of(&spec).map_err(cannot)?;
     // Removed when dropped, after the process that was inside.
-    let mut cgroups = Cgroups::create(&spec.name, &spec.limits, devices.as_deref()).map_err(cannot)?;
+    let mut cgroups = Cgroups::create(&spec.name, &spec.limits, devices.as_ref()).map_err(cannot)?;
     let inherited = Inherited {
         cgroups: cgroups.tasks(),
         seccomp: seccomp::program(&spec.defences.seccomp, spec.defences.capabilities),
@@ -142,40 +142,6 @@ pub(crate) fn clone_flags(spec: &Spec) -> u64 {
         }
     }
     flags as u64
-}
-
-/// Lines for `devices.allow` of version 1: what every jail has, pseudo-terminals, making nodes (useless in a user
-/// namespace, but tar(1) asks) and what the spec names.
-fn allowed_devices(spec: &Spec) -> Result<Option<Vec<String>>> {
-    if !spec.defences.device_cgroup {
-        return Ok(None);
-    }
-    let mut lines: Vec<String> = ["c *:* m", "b *:* m", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm"]
-        .map(str::to_owned)
-        .into();
-    lines.extend(
-        DEVICES
-            .iter()
-            .map(|(_, major, minor)| format!("c {major}:{minor} rwm")),
-    );
-    for mount in &spec.mounts {
-        let Mount::Device {
-            source, read, write, ..
-        } = mount
-        else {
-            continue;
-        };
-        let found = rustix::fs::stat(source)
-            .map_err(|error| Error::io(format!("cannot look at `{}`", source.display()), error))?;
-        let kind = match rustix::fs::FileType::from_raw_mode(found.st_mode) {
-            rustix::fs::FileType::BlockDevice => 'b',
-            _ => 'c',
-        };
-        let (major, minor) = (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev));
-        let (read, write) = (if *read { "r" } else { "" }, if *write { "w" } else { "" });
-        lines.push(format!("{kind} {major}:{minor} {read}{write}m"));
-    }
-    Ok(Some(lines))
 }
 
 pub(crate) fn namespaces_refused(error: Errno) -> Error {

@@ -2,13 +2,14 @@
 //! for each limit. Nothing is left behind.
 
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use luna_core::host::{Check, Outcome};
 use luna_core::spec::PidsLimit;
 use luna_core::units::{Bytes, MilliCpus};
 use luna_core::{Error, Result};
+use rustix::fs::Access;
 
 use crate::cgroup::Cgroups;
 use crate::jailed::Process;
@@ -199,7 +200,7 @@ impl Scratch {
     fn new() -> Result<Scratch> {
         // `/tmp` may be a tmpfs where `/var`, which holds the layers, is on disk, and not every kernel maps ids on both.
         let place = match std::env::var_os("TMPDIR") {
-            None if Path::new("/var/tmp").is_dir() => PathBuf::from("/var/tmp"),
+            None if rustix::fs::access("/var/tmp", Access::WRITE_OK).is_ok() => PathBuf::from("/var/tmp"),
             _ => std::env::temp_dir(),
         };
         let path = place.join(format!("luna-probe-{}", std::process::id()));

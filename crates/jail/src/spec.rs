@@ -89,7 +89,8 @@ pub enum Mount {
         mode: u32,
         executable: bool,
     },
-    /// One device node of the host.
+    /// One device node of the host. For reading or writing alone it is given only where there is a device cgroup
+    /// (version 1) that tells the two apart; elsewhere launching fails.
     Device {
         source: PathBuf,
         target: PathBuf,

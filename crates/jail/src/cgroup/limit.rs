@@ -201,21 +201,3 @@ fn missing(controller: &str, what: &str) -> Error {
 fn host_swaps() -> bool {
     std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
-
-/// Version 1 only: in a user namespace of its own a jail cannot make device nodes and finds none that it may open, on
-/// any version; this is the second lock. `devices` are lines for `devices.allow`.
-pub(super) fn restrict_devices(cgroups: &Cgroups, devices: &[String]) -> Result<()> {
-    let Some(group) = cgroups.of(Version::One).find(|group| group.has("devices")) else {
-        return Ok(());
-    };
-    let cannot = |error: io::Error| Error::io("cannot restrict devices", error);
-    match group.write("devices.deny", "a") {
-        // A launcher whose own device cgroup is closed to it leaves the restriction it is under.
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(()),
-        other => other.map_err(cannot)?,
-    }
-    for line in devices {
-        group.write("devices.allow", line).map_err(cannot)?;
-    }
-    Ok(())
-}

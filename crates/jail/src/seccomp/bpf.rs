@@ -116,10 +116,7 @@ fn answer(answer: &Answer, program: &mut Vec<Instruction>) {
         let to_among = (values.len() - place) as u8;
         program.push(jump(JUMP_EQUAL, *value, to_among, 0));
     }
-    program.push(instruction(
-        RETURN,
-        constant(&Answer::Refuse(libc::EPERM as u16)),
-    ));
+    program.push(instruction(RETURN, constant(&Answer::Refuse(libc::EPERM as u16))));
     program.push(instruction(RETURN, RETURN_ALLOW));
 }
 
