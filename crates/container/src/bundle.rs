@@ -89,7 +89,8 @@ pub(crate) fn jail_spec(bundle: Bundle, channel: OwnedFd) -> Result<luna_jail::S
             Endpoint::Host => Network::Host,
         },
         limits,
-        rlimits: bundle.resources.rlimits,
+        // Of each process, which init sets in it: init's own descriptors and threads must not count against them.
+        rlimits: Vec::new(),
         security_labels: SecurityLabels {
             apparmor: confinement.apparmor,
             selinux: confinement.selinux,

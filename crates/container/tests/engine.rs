@@ -12,8 +12,8 @@ use luna_core::engine::{
     Bundle, Confinement, Endpoint, Engine as _, IdRange, Instance, Mount, OverlaidFile, Tree,
 };
 use luna_core::name::Id;
-use luna_core::process::{ExitStatus, Process};
-use luna_core::spec::{PidsLimit, Resources, Seccomp, SwapLimit};
+use luna_core::process::{ExitStatus, Process, Rlimit, RlimitKind};
+use luna_core::spec::{Device, PidsLimit, Resources, Seccomp, SwapLimit};
 use luna_core::units::{Bytes, MilliCpus};
 use luna_guest::session::Session;
 
@@ -164,6 +164,76 @@ fn what_the_bundle_asks_for_is_inside() {
     assert!(text.starts_with("frozen\n"), "{text}");
     assert!(text.contains("size=8192k"), "{text}");
     assert!(volume.join("x").exists() && !volume.join("y").exists());
+}
+
+#[test]
+fn resource_limits_bind_each_process_and_not_init() {
+    let files = |hard| {
+        vec![Rlimit {
+            resource: RlimitKind::Nofile,
+            soft: hard,
+            hard,
+        }]
+    };
+    let world = World::new();
+    let mut bundle = world.bundle();
+    bundle.resources.rlimits = files(16);
+    let mut instance = Container.start(bundle).unwrap();
+    let session = Session::open(instance.channel().unwrap()).unwrap();
+    let mut main = shell("sleep 1000");
+    main.rlimits = files(16);
+    let main = session.start(&main).unwrap();
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        let mut process = shell("ulimit -n; read line");
+        process.stdin = true;
+        process.rlimits = files(16);
+        let mut other = session.exec(&process).unwrap();
+        let mut line = [0; 3];
+        other.stdout.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"16\n");
+        others.push(other);
+    }
+    let mut process = shell("true");
+    process.rlimits = files(1 << 40);
+    let error = session.exec(&process).unwrap_err();
+    assert!(error.message().contains("resource limits"), "{error:?}");
+    assert!(error.hint_text().is_some(), "{error:?}");
+    drop((main, others));
+}
+
+#[test]
+fn a_device_for_reading_alone_is_that_or_an_error() {
+    use rustix::fs::{CWD, FileType, Mode, makedev};
+    let world = World::new();
+    // The number of `/dev/fuse`, which anybody may open and no container has unasked.
+    let node = world.path("fuse");
+    rustix::fs::mknodat(
+        CWD,
+        &node,
+        FileType::CharacterDevice,
+        Mode::from_raw_mode(0o666),
+        makedev(10, 229),
+    )
+    .unwrap();
+    fs::set_permissions(&node, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let mut bundle = world.bundle();
+    bundle.confinement.devices = vec![Device {
+        source: node,
+        target: "/dev/fuse".into(),
+        read: true,
+        write: false,
+    }];
+    match Container.start(bundle) {
+        Ok(mut instance) => {
+            let script = "(: </dev/fuse) && echo read; (: >/dev/fuse) 2>/dev/null || echo refused";
+            assert_eq!(run(&mut instance, script).0, "read\nrefused\n");
+        }
+        Err(error) => {
+            let causes = error.causes().join(" ");
+            assert!(causes.contains("for reading or writing alone"), "{error:?}");
+        }
+    }
 }
 
 #[test]

@@ -254,12 +254,13 @@ impl Plan {
             }
             // Every descriptor is close-on-exec already; this also catches what nobody thought of.
             let _ = sys::close_on_exec_from_3();
-            self.limit().map_err(errno(Stage::Limits))?;
             rustix::process::umask(Mode::from_raw_mode(0o022));
             self.change_directory().map_err(errno(Stage::Directory))?;
             if !sys::current_directory_is_inside() {
                 return Err((Stage::Directory, libc::EXDEV));
             }
+            // Not before the last descriptor is opened: until the program runs, init's own count against the limit.
+            self.limit().map_err(errno(Stage::Limits))?;
             self.drop_privileges().map_err(errno(Stage::Privileges))
         };
         if let Err(failure) = run() {

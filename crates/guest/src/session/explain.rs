@@ -68,7 +68,15 @@ pub(super) fn process(failure: &Failure, process: &Process) -> Error {
             ),
             cause,
         ),
-        (Stage::Limits, _) => Error::io(format!("cannot set the resource limits of `{program}`"), cause),
+        (Stage::Limits, kind) => {
+            let error = Error::io(format!("cannot set the resource limits of `{program}`"), cause);
+            match kind {
+                io::ErrorKind::PermissionDenied => {
+                    error.hint("ask for no more than Luna's own hard limits, which `ulimit -Ha` shows")
+                }
+                _ => error,
+            }
+        }
         (Stage::Privileges, _) => Error::io(
             format!("cannot set the user and capabilities of `{program}`"),
             cause,
