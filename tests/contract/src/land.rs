@@ -103,6 +103,7 @@ impl Land {
         // An unprivileged user may not be let into the directory where cargo builds.
         fs::copy(binaries::init(), self.path("bin/luna-init"))?;
         fs::copy(binaries::cell(), self.path("bin/cell"))?;
+        fs::copy(&program, self.path("bin/attempt"))?;
         for entry in ["lower", "volume", "read-only", "host", "runs"] {
             own(&self.path(entry), uid, gid)?;
         }
@@ -185,7 +186,7 @@ impl Land {
     /// A process of the host's that waits to be attacked, with the secret in its environment and `marker` in its
     /// arguments.
     pub fn victim(&self, id: u32) -> Victim {
-        let child = Command::new(binaries::attempt())
+        let child = Command::new(self.path("bin/attempt"))
             .args(["hold", &self.secret])
             .env("SECRET", &self.secret)
             .current_dir("/")
