@@ -71,7 +71,11 @@ impl Config {
     /// What is stored for `registry`, from a helper program where one is set for it.
     pub(crate) fn credentials(&self, registry: &str) -> Result<Option<Credentials>> {
         if let Some(helper) = self.helper(registry) {
-            let answer = run_helper(&helper, "get", key(registry).as_bytes())?;
+            let answer = match run_helper(&helper, "get", key(registry).as_bytes()) {
+                // Docker's configuration may have come from another machine; public images need no login.
+                Err(error) if error.kind() == Kind::NotFound => None,
+                answer => answer?,
+            };
             // A helper that has nothing says so and fails; that is no error of ours.
             let found = answer.and_then(|bytes| serde_json::from_slice::<Answer>(&bytes).ok());
             return Ok(found.map(|answer| Credentials {
@@ -273,6 +277,24 @@ mod tests {
         assert!(std::fs::read_to_string(&path).unwrap().contains("proxies"));
         std::fs::write(&path, "{").unwrap();
         assert_eq!(Config::read_from(path).unwrap_err().kind(), Kind::InvalidInput);
+    }
+
+    #[test]
+    fn without_its_helper_nobody_is_logged_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        std::fs::write(&path, r#"{"credsStore":"luna-test-that-is-not-installed"}"#).unwrap();
+        let mut config = Config::read_from(path).unwrap();
+        assert_eq!(config.credentials("ghcr.io").unwrap(), None);
+        let credentials = Credentials {
+            user: "a".to_owned(),
+            password: "b".to_owned(),
+        };
+        assert_eq!(
+            config.store("ghcr.io", &credentials).unwrap_err().kind(),
+            Kind::NotFound
+        );
+        assert_eq!(config.forget("ghcr.io").unwrap_err().kind(), Kind::NotFound);
     }
 
     #[test]
