@@ -26,7 +26,7 @@ use crate::plan::{self, ImageDefaults};
 use crate::record::{ImageName, PlannedMount, Record, State, VERSION};
 use crate::registry::{self, Draft};
 use crate::sandbox::{LOCK, Sandbox};
-use crate::volumes::Volumes;
+use crate::volumes::{Volume, Volumes};
 use crate::{host, layout, ranges, supervisor};
 
 /// How long a killed supervisor may take to leave.
@@ -364,8 +364,9 @@ impl Runtime {
         }
     }
 
-    /// Removes every sandbox that does not run, and what was left half done; with `volumes`, those nobody names.
-    pub fn prune(&self, volumes: bool) -> Result<Pruned> {
+    /// Removes every sandbox that does not run, what was left half done, and of the volumes that no sandbox
+    /// names those that `goes` is true of.
+    pub fn prune(&self, goes: &dyn Fn(&Volume) -> bool) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         let (sandboxes, _) = self.list()?;
         for sandbox in sandboxes {
@@ -385,11 +386,9 @@ impl Runtime {
                 let _ = engine.reclaim(id);
             }
         })?;
-        if volumes {
-            for volume in self.volumes().list()? {
-                if self.remove_volume(&volume.name).is_ok() {
-                    pruned.volumes.push(volume.name);
-                }
+        for volume in self.volumes().list()?.into_iter().filter(|volume| goes(volume)) {
+            if self.remove_volume(&volume.name).is_ok() {
+                pruned.volumes.push(volume.name);
             }
         }
         Ok(pruned)

@@ -19,6 +19,14 @@ pub struct Volume {
     pub created: SystemTime,
 }
 
+impl Volume {
+    /// Whether nobody named it: what is invented where no name is given has an id's form, 32 hexadecimal digits.
+    pub fn is_anonymous(&self) -> bool {
+        let name = self.name.as_str();
+        name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+
 /// All volumes of one Luna.
 #[derive(Clone, Debug)]
 pub struct Volumes {

@@ -64,7 +64,12 @@ fn volumes_outlive_sandboxes() {
     luna.line("rm --force --volumes a").ok();
     assert_eq!(luna.line("volume ls -q").ok(), "kept\n");
     assert!(luna.line("volume inspect kept").ok().contains("\"Mountpoint\""));
-    assert_eq!(luna.line("volume prune --force").ok(), "kept\n");
+    let silent = luna.line("volume prune --all").fails(125);
+    assert!(silent.ends_with("error: cannot remove anything without a yes\n  hint: `--force` does not ask\n"), "{silent}");
+    luna.fed(["volume", "prune", "--all"], b"no\n").ok();
+    let unnamed = luna.line("volume create").line();
+    assert_eq!(luna.line("volume prune --force").line(), unnamed);
+    assert_eq!(luna.fed(["volume", "prune", "--all"], b"yes\n").ok(), "kept\n");
     luna.line("volume rm kept").fails(125);
     luna.line("volume rm --force kept").ok();
 }

@@ -76,7 +76,10 @@ fn prune(front: &Front, args: &PruneArgs) -> Result<()> {
     let runtime = front.runtime()?;
     let mut removed = Vec::new();
     let volumes = runtime.volumes().list()?;
-    for volume in volumes.into_iter().filter(|volume| args.all || volume.is_anonymous()) {
+    for volume in volumes
+        .into_iter()
+        .filter(|volume| args.all || volume.is_anonymous())
+    {
         match runtime.remove_volume(&volume.name) {
             Ok(()) => removed.push(volume.name),
             // In use.
