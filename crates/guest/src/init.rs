@@ -40,7 +40,8 @@ use rustix::io::Errno;
 use rustix::process::WaitOptions;
 
 use crate::protocol::{
-    Body, Failure, FrameKind, Hello, MAX_STREAMS, Reply, Request, Scope, Stage, VERSION, Violation, encode,
+    Body, Failure, FrameKind, Hello, MAX_STREAMS, RESERVED_STREAMS, Reply, Request, Scope, Stage, VERSION,
+    Violation, encode,
 };
 
 use channel::{Channel, Hangup, Queue};
@@ -320,7 +321,16 @@ impl Init {
         if self.ending.is_some() {
             return Err(Failure::new(Stage::Streams, libc::ESHUTDOWN));
         }
-        if self.flows.len() + self.tasks.len() + self.connecting.len() >= MAX_STREAMS {
+        let most = match &request {
+            Request::Signal { .. } | Request::Resize { .. } => usize::MAX,
+            Request::Start(_) | Request::Exec(_) => MAX_STREAMS,
+            Request::Connect { .. }
+            | Request::CopyIn { .. }
+            | Request::CopyOut { .. }
+            | Request::Stat { .. }
+            | Request::Processes => MAX_STREAMS - RESERVED_STREAMS,
+        };
+        if self.flows.len() + self.tasks.len() + self.connecting.len() >= most {
             return Err(Failure::new(Stage::Streams, libc::EMFILE));
         }
         match request {

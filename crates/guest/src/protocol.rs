@@ -31,15 +31,15 @@
 //! reader that stands still blocks its own stream and no other, and messages always pass.
 //!
 //! Bounds: a payload is at most [`MAX_PAYLOAD`], an assembled message at most [`MAX_MESSAGE`], open streams at init at
-//! most [`MAX_STREAMS`]. Frames for a stream that is over are ignored, since the two ends learn of it at different
-//! times; a frame for a stream never opened, a wrong length, an unknown kind, data beyond the credit or a reply nobody
-//! waits for ends the session.
+//! most [`MAX_STREAMS`], the last [`RESERVED_STREAMS`] for processes alone. Frames for a stream that is over are ignored,
+//! since the two ends learn of it at different times; a frame for a stream never opened, a wrong length, an unknown kind,
+//! data beyond the credit or a reply nobody waits for ends the session.
 
 mod frame;
 mod message;
 
 pub use frame::{Body, Decoder, Frame, FrameKind, HEADER, MAX_PAYLOAD, Violation, WINDOW, header};
 pub use message::{
-    Failure, FileKind, FileStatus, GuestProcess, Hello, MAX_MESSAGE, MAX_STREAMS, Ownership, Reply, Request,
-    Scope, Stage, VERSION, decode, encode,
+    Failure, FileKind, FileStatus, GuestProcess, Hello, MAX_MESSAGE, MAX_STREAMS, Ownership,
+    RESERVED_STREAMS, Reply, Request, Scope, Stage, VERSION, decode, encode,
 };

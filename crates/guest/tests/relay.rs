@@ -9,7 +9,8 @@ use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 
 use luna_core::Kind;
-use support::Guest;
+use luna_guest::protocol::MAX_STREAMS;
+use support::{Guest, finish, process, run};
 
 /// A server inside, as far as init is concerned: the test's own loopback.
 fn serve(act: impl FnOnce(TcpStream) + Send + 'static) -> (u16, thread::JoinHandle<()>) {
@@ -105,6 +106,28 @@ fn what_listens_on_ipv6_alone_is_reached() {
     assert_eq!(answer, "six");
     drop(writer);
     server.join().unwrap();
+}
+
+#[test]
+fn connections_leave_a_way_in_for_signals_and_processes() {
+    let guest = Guest::new();
+    let sleeper = guest.session.exec(&process(&["sleep", "5000"])).unwrap();
+    // Never accepted: the kernel's queue and init hold them.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    rustix::net::listen(&listener, 4096).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut open = Vec::new();
+    let error = loop {
+        match guest.session.connect(port) {
+            Ok(ends) => open.push(ends),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), Kind::Exhausted, "{error:?}");
+    assert!(open.len() > MAX_STREAMS / 2, "{}", open.len());
+    assert_eq!(run(&guest.session, &process(&["echo", "in"])).stdout, "in\n");
+    sleeper.handle().signal(9).unwrap();
+    assert_eq!(finish(sleeper).status.code(), 137);
 }
 
 #[test]

@@ -13,8 +13,10 @@ use super::Violation;
 pub const VERSION: u16 = 1;
 /// The longest message, put together from parts.
 pub const MAX_MESSAGE: usize = 1024 * 1024;
-/// Streams open at init at one time.
+/// Streams open at init at one time. A request that is answered at once (Signal, Resize) holds none and is always heard.
 pub const MAX_STREAMS: usize = 2048;
+/// How many of them only a Start or an Exec may take: whoever fills a sandbox with connections or copies leaves a way in.
+pub const RESERVED_STREAMS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
