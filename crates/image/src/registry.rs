@@ -4,14 +4,15 @@
 //! pull:  name ─▶ manifest (index ─▶ platform) ─▶ config ─▶ layers, three at a time ─▶ Store::register
 //!                                                          download ─▶ .part-<digest> ─▶ followed by the unpacker
 //! ```
-//! Manifest and config are kept as the bytes they came as, so a push repeats them. `oci-client` obtains tokens and
-//! uploads; what is downloaded is read by [`connection`] itself, because that crate reads manifests and error pages
-//! without a bound. This is the only place with tokio: one private current-thread runtime per call, nothing of it
-//! leaves the module.
+//! Manifest and config are kept as the bytes they came as, so a push repeats them. The protocol is
+//! spoken by [`connection`] itself, because the clients there are read manifests, tokens and error pages without a bound
+//! and take any address a registry names for one where credentials may go. This is the only place with tokio: one
+//! private current-thread runtime per call, nothing of it leaves the module.
 
 mod connection;
 mod credentials;
 mod download;
+mod token;
 mod upload;
 
 use std::time::Duration;
@@ -169,15 +170,15 @@ fn broken(what: &str, why: String) -> Error {
 /// the registry has already is not sent. Answers with the manifest's digest.
 pub fn push(store: &Store, reference: &Reference, options: &PushOptions, progress: Sink) -> Result<Digest> {
     let send = || -> Result<Digest> {
-        if reference.tag().is_none() {
+        let Some(tag) = reference.tag() else {
             return Err(Error::new(Kind::InvalidInput, "cannot push to a digest")
                 .because("a digest follows from what is pushed")
                 .hint(format!("luna tag {reference} {}:TAG", reference.familiar_name())));
-        }
+        };
         let image = store.get(&reference.to_string())?;
         let _hold = store.hold()?;
         let connection = Connection::open(reference, &options.access, Purpose::Push)?;
-        upload::image(store, &connection, &image, progress)?;
+        upload::image(store, &connection, &image, tag, progress)?;
         Ok(image.manifest)
     };
     send().map_err(|error| error.context(format!("cannot push `{}`", reference.familiar())))

@@ -1,22 +1,21 @@
 //! One registry, reached: scheme found out, identity settled, every answer bounded in size and in silence.
 
 use std::net::IpAddr;
-use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use luna_core::{Error, Kind, Result};
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference as OciReference, RegistryOperation};
-use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE};
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 
 use super::credentials::{Config, Credentials};
+use super::token::{self, Challenge};
 use super::{Access, manifest};
 use crate::{Digest, Reference};
 
 const CONNECT: Duration = Duration::from_secs(10);
-/// Longest error page worth reading.
+/// Longest error page or token answer worth reading.
 const ERROR_LIMIT: usize = 64 << 10;
 
 /// What a token is asked for.
@@ -26,17 +25,38 @@ pub(super) enum Purpose {
     Push,
 }
 
+/// What a request says about who sends it.
+#[derive(Clone, Default)]
+enum Identity {
+    #[default]
+    Nobody,
+    Basic(Credentials),
+    Bearer(String),
+}
+
+impl Identity {
+    fn on(&self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Identity::Nobody => request,
+            Identity::Basic(own) => request.basic_auth(&own.user, Some(&own.password)),
+            Identity::Bearer(token) => request.bearer_auth(token),
+        }
+    }
+}
+
 pub(super) struct Connection {
     pub(super) runtime: tokio::runtime::Runtime,
-    pub(super) oci: oci_client::Client,
-    pub(super) reference: OciReference,
-    http: reqwest::Client,
+    pub(super) http: reqwest::Client,
     /// `https://host:port/v2/repository`.
-    base: String,
-    token: Option<String>,
+    pub(super) base: String,
+    /// What a token has to allow.
+    scope: String,
+    identity: Mutex<Identity>,
     credentials: Option<Credentials>,
     registry: String,
-    pub(super) stall: Duration,
+    /// Whether the user allows plain HTTP beyond loopback.
+    insecure: bool,
+    stall: Duration,
 }
 
 /// The answer to a request for a blob from some byte on.
@@ -48,66 +68,45 @@ pub(super) struct BlobResponse {
 
 impl Connection {
     pub(super) fn open(reference: &Reference, access: &Access, purpose: Purpose) -> Result<Connection> {
-        let mut connection = Connection::prepare(reference, access)?;
-        let operation = match purpose {
-            Purpose::Pull => RegistryOperation::Pull,
-            Purpose::Push => RegistryOperation::Push,
-        };
-        let auth = match &connection.credentials {
-            Some(own) => RegistryAuth::Basic(own.user.clone(), own.password.clone()),
-            None => RegistryAuth::Anonymous,
-        };
-        let asked = connection.runtime.block_on(async {
-            let ask = connection.oci.auth(&connection.reference, &auth, operation);
-            tokio::time::timeout(connection.stall, ask).await
-        });
-        connection.token = match asked {
-            Ok(Ok(token)) => token,
-            Ok(Err(error)) => return Err(connection.explain_oci(error)),
-            Err(_) => return Err(connection.stalled()),
-        };
+        let connection = Connection::prepare(reference, access, purpose)?;
+        connection.runtime.block_on(async {
+            let answer = connection.send(connection.http.get(connection.root())).await?;
+            match connection.challenge(&answer) {
+                Some(challenge) => connection.identify(&challenge).await.map(drop),
+                None => Ok(()),
+            }
+        })?;
         Ok(connection)
     }
 
     /// Asks the registry whether it takes the credentials, by its own challenge.
     pub(super) fn verify_login(reference: &Reference, access: &Access) -> Result<()> {
-        let connection = Connection::prepare(reference, access)?;
-        let credentials = connection.credentials.clone().unwrap_or_else(|| Credentials {
-            user: String::new(),
-            password: String::new(),
-        });
-        let root = format!("{}/v2/", connection.base.split("/v2/").next().unwrap_or_default());
+        let connection = Connection::prepare(reference, access, Purpose::Pull)?;
+        let root = connection.root();
         connection.runtime.block_on(async {
-            let basic = |url: &str| {
-                connection
-                    .http
-                    .get(url)
-                    .basic_auth(&credentials.user, Some(&credentials.password))
-            };
             let first = connection.send(connection.http.get(&root)).await?;
-            let challenge = first
-                .headers()
-                .get(WWW_AUTHENTICATE)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or_default()
-                .to_owned();
-            let answer = match (first.status(), bearer_realm(&challenge)) {
-                (StatusCode::UNAUTHORIZED, Some((realm, service))) => {
-                    let request =
-                        basic(&realm).query(&[("service", service.as_str()), ("account", &credentials.user)]);
+            let answer = match (connection.challenge(&first), &connection.credentials) {
+                (Some(Challenge::Bearer { realm, service }), own) => {
+                    let account = own.as_ref().map_or("", |own| own.user.as_str());
+                    let request = connection
+                        .token_request(&realm, &service)?
+                        .query(&[("account", account)]);
                     connection.send(request).await?
                 }
-                (StatusCode::UNAUTHORIZED, None) => connection.send(basic(&root)).await?,
+                (Some(Challenge::Basic), Some(own)) => {
+                    let request = Identity::Basic(own.clone()).on(connection.http.get(&root));
+                    connection.send(request).await?
+                }
                 _ => first,
             };
             match answer.status().is_success() {
                 true => Ok(()),
-                false => Err(connection.refused(answer, "the login").await),
+                false => Err(connection.refused(answer, "get the login from").await),
             }
         })
     }
 
-    fn prepare(reference: &Reference, access: &Access) -> Result<Connection> {
+    fn prepare(reference: &Reference, access: &Access, purpose: Purpose) -> Result<Connection> {
         install_cryptography();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -118,51 +117,123 @@ impl Connection {
             "docker.io" => "registry-1.docker.io",
             other => other,
         };
-        let unusable = |error: reqwest::Error| {
-            Error::new(Kind::Internal, "cannot set up the network client").because(error)
-        };
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT)
-            .read_timeout(access.stall)
-            .user_agent(concat!("luna/", env!("CARGO_PKG_VERSION")))
-            .danger_accept_invalid_certs(access.insecure)
-            .build()
-            .map_err(unusable)?;
         let credentials = match &access.credentials {
             Some(given) => Some(given.clone()),
             None => Config::read()?.credentials(reference.registry())?,
         };
-        let may_be_plain = access.insecure || is_loopback(host);
+        let near = is_loopback(host);
+        let client = |https_only: bool| {
+            let builder = reqwest::Client::builder()
+                .connect_timeout(CONNECT)
+                .user_agent(concat!("luna/", env!("CARGO_PKG_VERSION")))
+                .danger_accept_invalid_certs(access.insecure)
+                .https_only(https_only);
+            // A proxy's loopback is not ours, and would read what never had to leave this host.
+            let builder = if near { builder.no_proxy() } else { builder };
+            builder.build().map_err(|error| {
+                Error::new(Kind::Internal, "cannot set up the network client").because(error)
+            })
+        };
+        let mut http = client(!access.insecure)?;
+        let may_be_plain = access.insecure || near;
         let scheme = match may_be_plain && !speaks_tls(&runtime, &http, host, access.stall) {
             true => "http",
             false => "https",
         };
-        let oci = oci_client::Client::try_from(ClientConfig {
-            protocol: match scheme {
-                "http" => ClientProtocol::HttpsExcept(vec![host.to_owned()]),
-                _ => ClientProtocol::Https,
-            },
-            accept_invalid_certificates: access.insecure,
-            use_monolithic_push: true,
-            read_timeout: Some(access.stall),
-            connect_timeout: Some(CONNECT),
-            user_agent: concat!("luna/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        })
-        .map_err(|error| Error::new(Kind::Internal, "cannot set up the network client").because(error))?;
+        if scheme == "http" {
+            http = client(false)?;
+        }
         let repository = reference.repository();
-        let tag = reference.tag().unwrap_or("latest");
+        let actions = match purpose {
+            Purpose::Pull => "pull",
+            Purpose::Push => "pull,push",
+        };
         Ok(Connection {
             runtime,
-            oci,
-            reference: OciReference::with_tag(host.to_owned(), repository.to_owned(), tag.to_owned()),
             http,
             base: format!("{scheme}://{host}/v2/{repository}"),
-            token: None,
+            scope: format!("repository:{repository}:{actions}"),
+            identity: Mutex::default(),
             credentials,
             registry: reference.registry().to_owned(),
+            insecure: access.insecure,
             stall: access.stall,
         })
+    }
+
+    /// `https://host:port/v2/`.
+    fn root(&self) -> String {
+        format!("{}/v2/", self.base.split("/v2/").next().unwrap_or_default())
+    }
+
+    /// What the registry wants to know first. A challenge from where a redirect led is not the registry's.
+    fn challenge(&self, response: &Response) -> Option<Challenge> {
+        match response.status() == StatusCode::UNAUTHORIZED && self.is_registry(response.url()) {
+            true => token::challenge(response.headers()),
+            false => None,
+        }
+    }
+
+    /// Whether `url` is of this registry's very scheme, host and port.
+    pub(super) fn is_registry(&self, url: &Url) -> bool {
+        Url::parse(&self.base).is_ok_and(|base| base.origin() == url.origin())
+    }
+
+    /// Answers a challenge and remembers the answer for the requests that follow.
+    async fn identify(&self, challenge: &Challenge) -> Result<Identity> {
+        let identity = match (challenge, &self.credentials) {
+            (Challenge::Basic, Some(own)) => Identity::Basic(own.clone()),
+            (Challenge::Basic, None) => Identity::Nobody,
+            (Challenge::Bearer { realm, service }, _) => {
+                let request = self
+                    .token_request(realm, service)?
+                    .query(&[("scope", &self.scope)]);
+                let response = self.send(request).await?;
+                if !response.status().is_success() {
+                    return Err(self.refused(response, "get a token from").await);
+                }
+                Identity::Bearer(token::read(&self.body(response, ERROR_LIMIT, "token").await?)?)
+            }
+        };
+        self.identity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&identity);
+        Ok(identity)
+    }
+
+    fn token_request(&self, realm: &str, service: &str) -> Result<RequestBuilder> {
+        let near = Url::parse(&self.base).is_ok_and(|base| base.host_str().is_some_and(is_loopback));
+        let request = self.http.get(token::realm(realm, near, self.insecure)?);
+        let request = match service {
+            "" => request,
+            service => request.query(&[("service", service)]),
+        };
+        Ok(match &self.credentials {
+            Some(own) => Identity::Basic(own.clone()).on(request),
+            None => request,
+        })
+    }
+
+    /// Sends what `request` makes with the identity so far; when the registry takes that no longer (tokens live for
+    /// minutes), once more with a fresh one.
+    pub(super) async fn ask(&self, request: impl Fn() -> RequestBuilder) -> Result<Response> {
+        let identity = self.identity();
+        let response = self.send(identity.on(request())).await?;
+        match (self.challenge(&response), identity) {
+            (None, _) | (Some(Challenge::Basic), Identity::Basic(_)) => Ok(response),
+            (Some(challenge), _) => {
+                let fresh = self.identify(&challenge).await?;
+                self.send(fresh.on(request())).await
+            }
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// A manifest or index by tag or digest, at most [`manifest::LIMIT`] bytes, with its media type.
@@ -176,11 +247,9 @@ impl Connection {
         .join(", ");
         self.runtime.block_on(async {
             let url = format!("{}/manifests/{name}", self.base);
-            let response = self
-                .send(self.authorized(self.http.get(url)).header(ACCEPT, accept))
-                .await?;
+            let response = self.ask(|| self.http.get(&url).header(ACCEPT, &accept)).await?;
             if !response.status().is_success() {
-                return Err(self.refused(response, "the manifest").await);
+                return Err(self.refused(response, "get the manifest from").await);
             }
             let media_type = response
                 .headers()
@@ -203,11 +272,15 @@ impl Connection {
 
     /// Begins to fetch a blob from byte `start` on.
     pub(super) async fn blob(&self, digest: Digest, start: u64) -> Result<BlobResponse> {
-        let mut request = self.authorized(self.http.get(format!("{}/blobs/{digest}", self.base)));
-        if start > 0 {
-            request = request.header(RANGE, format!("bytes={start}-"));
-        }
-        let response = self.send(request).await?;
+        let response = self
+            .ask(|| {
+                let request = self.http.get(format!("{}/blobs/{digest}", self.base));
+                match start {
+                    0 => request,
+                    start => request.header(RANGE, format!("bytes={start}-")),
+                }
+            })
+            .await?;
         match response.status() {
             StatusCode::OK => Ok(BlobResponse { response, start: 0 }),
             StatusCode::PARTIAL_CONTENT => {
@@ -224,7 +297,7 @@ impl Connection {
                         .because("the registry sent another part than was asked for")),
                 }
             }
-            _ => Err(self.refused(response, "a layer").await),
+            _ => Err(self.refused(response, "get a layer from").await),
         }
     }
 
@@ -259,11 +332,27 @@ impl Connection {
         }
     }
 
-    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
-        match (&self.token, &self.credentials) {
-            (Some(token), _) => request.bearer_auth(token),
-            (None, Some(own)) => request.basic_auth(&own.user, Some(&own.password)),
-            (None, None) => request,
+    /// Sends a long body: waits as long as `sent` grows, for the answer as long as for any other. The identity goes
+    /// along only to the registry itself.
+    pub(super) async fn send_body(
+        &self,
+        url: Url,
+        request: RequestBuilder,
+        sent: &AtomicU64,
+    ) -> Result<Response> {
+        let request = match self.is_registry(&url) {
+            true => self.identity().on(request),
+            false => request,
+        };
+        let mut sending = std::pin::pin!(request.send());
+        loop {
+            let before = sent.load(Ordering::Relaxed);
+            match tokio::time::timeout(self.stall + CONNECT, &mut sending).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => return Err(self.explain(error)),
+                Err(_) if sent.load(Ordering::Relaxed) > before => {}
+                Err(_) => return Err(self.stalled()),
+            }
         }
     }
 
@@ -276,17 +365,17 @@ impl Connection {
         .hint("try again: what has arrived is kept")
     }
 
-    /// An answer that is not what was asked for.
-    async fn refused(&self, response: Response, what: &str) -> Error {
+    /// An answer that is not what was asked for; `deed` reads before "the registry".
+    pub(super) async fn refused(&self, response: Response, deed: &str) -> Error {
         let status = response.status();
         let text = self
             .body(response, ERROR_LIMIT, "answer")
             .await
             .unwrap_or_default();
-        self.explain_status(status.as_u16(), what, &registry_message(&text))
+        self.explain_status(status.as_u16(), deed, &registry_message(&text))
     }
 
-    fn explain_status(&self, status: u16, what: &str, said: &str) -> Error {
+    fn explain_status(&self, status: u16, deed: &str, said: &str) -> Error {
         let registry = &self.registry;
         let (kind, hint) = match status {
             401 | 403 => (Kind::PermissionDenied, Some(format!("luna login {registry}"))),
@@ -304,7 +393,7 @@ impl Connection {
         } else {
             format!(": {said}")
         };
-        let error = Error::new(kind, format!("cannot get {what} from the registry `{registry}`"))
+        let error = Error::new(kind, format!("cannot {deed} the registry `{registry}`"))
             .because(format!("it answered {status}{said}"));
         match hint {
             Some(hint) => error.hint(hint),
@@ -341,27 +430,6 @@ impl Connection {
             .because(why)
             .hint(hint)
     }
-
-    /// The same for what `oci-client` met.
-    pub(super) fn explain_oci(&self, error: oci_client::errors::OciDistributionError) -> Error {
-        use oci_client::errors::OciDistributionError as Oci;
-        match error {
-            Oci::RequestError(error) => self.explain(error),
-            Oci::AuthenticationFailure(said) => {
-                self.explain_status(401, "a token", &registry_message(said.as_bytes()))
-            }
-            Oci::UnauthorizedError { .. } => self.explain_status(401, "access", ""),
-            Oci::ServerError { code, message, .. } => {
-                self.explain_status(code, "an answer", &registry_message(message.as_bytes()))
-            }
-            Oci::IoError(error) => Error::io("cannot read from the store", error),
-            other => Error::new(
-                Kind::Unavailable,
-                format!("cannot talk to the registry `{}`", self.registry),
-            )
-            .because(other),
-        }
-    }
 }
 
 /// What a registry's error page says, on one line and short.
@@ -379,24 +447,8 @@ fn registry_message(text: &[u8]) -> String {
     shown.escape_debug().to_string()
 }
 
-/// `Bearer realm="…",service="…"` from a challenge.
-fn bearer_realm(challenge: &str) -> Option<(String, String)> {
-    let (scheme, parameters) = challenge.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let parameter = |name: &str| {
-        parameters.split(',').find_map(|part| {
-            let (key, value) = part.trim().split_once('=')?;
-            key.eq_ignore_ascii_case(name)
-                .then(|| value.trim_matches('"').to_owned())
-        })
-    };
-    Some((parameter("realm")?, parameter("service").unwrap_or_default()))
-}
-
 /// A host that never leaves this machine, with or without a port.
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -429,6 +481,10 @@ fn install_cryptography() {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -453,16 +509,116 @@ mod tests {
         }
     }
 
+    /// A registry of one answer for each pair of path and `Authorization`.
+    fn serve(answer: impl Fn(&str, &str) -> (u16, String, String) + Send + 'static) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut first = [0];
+                if stream.peek(&mut first).is_err() || first == [22] {
+                    continue; // TLS
+                }
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let first = lines.next().and_then(Result::ok).unwrap_or_default();
+                let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+                let headers = lines.map_while(Result::ok).take_while(|line| !line.is_empty());
+                let who = headers.filter_map(|line| {
+                    let (name, value) = line.split_once(": ")?;
+                    name.eq_ignore_ascii_case("authorization")
+                        .then(|| value.to_owned())
+                });
+                let who = who.last().unwrap_or_default();
+                let (status, headers, body) = answer(&path, &who);
+                // A client that has read enough hangs up.
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} X\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+            }
+        });
+        port
+    }
+
+    fn open(port: u16) -> Result<Connection> {
+        let access = Access {
+            stall: Duration::from_secs(10),
+            credentials: Some(Credentials {
+                user: "me".to_owned(),
+                password: "secret".to_owned(),
+            }),
+            ..Access::default()
+        };
+        let reference = Reference::parse(&format!("127.0.0.1:{port}/test/image:1")).unwrap();
+        Connection::open(&reference, &access, Purpose::Pull)
+    }
+
     #[test]
-    fn challenges_are_read() {
-        let challenge = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="x""#;
-        let (realm, service) = bearer_realm(challenge).unwrap();
-        assert_eq!(
-            (realm.as_str(), service.as_str()),
-            ("https://auth.example/token", "registry.example")
-        );
-        assert_eq!(bearer_realm("Basic realm=\"x\""), None);
-        assert_eq!(bearer_realm(""), None);
+    fn a_token_that_ran_out_is_renewed() {
+        let tokens = Arc::new(AtomicU64::new(0));
+        let given = Arc::clone(&tokens);
+        let itself = Arc::new(AtomicU64::new(0));
+        let realm = Arc::clone(&itself);
+        let port = serve(move |path, who| {
+            let realm = realm.load(Ordering::Relaxed);
+            let challenge = format!(
+                "WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{realm}/token\",service=\"here\"\r\n"
+            );
+            if path.starts_with("/token?") {
+                assert!(who.starts_with("Basic ") && path.contains("scope=repository%3Atest%2Fimage%3Apull"));
+                let number = given.fetch_add(1, Ordering::Relaxed) + 1;
+                return (200, String::new(), format!(r#"{{"token":"t{number}"}}"#));
+            }
+            match who {
+                "Bearer t1" if path.contains("/manifests/first") => (200, String::new(), "one".to_owned()),
+                "Bearer t2" => (200, String::new(), "two".to_owned()),
+                _ => (401, challenge, String::new()),
+            }
+        });
+        itself.store(port.into(), Ordering::Relaxed);
+        let connection = open(port).unwrap();
+        assert_eq!(connection.manifest("first").unwrap().0, b"one");
+        assert_eq!(connection.manifest("second").unwrap().0, b"two");
+        assert_eq!(connection.manifest("third").unwrap().0, b"two");
+        assert_eq!(tokens.load(Ordering::Relaxed), 2);
+        connection.runtime.block_on(async {
+            let refused = connection.ask(|| connection.http.get(connection.root())).await;
+            assert_eq!(refused.unwrap().status(), StatusCode::OK);
+        });
+    }
+
+    #[test]
+    fn credentials_are_not_sent_where_everybody_reads_them() {
+        let port = serve(|_, _| {
+            let challenge = "WWW-Authenticate: Bearer realm=\"http://192.0.2.1/token\"\r\n";
+            (401, challenge.to_owned(), String::new())
+        });
+        let Err(error) = open(port) else {
+            panic!("asked for a token in the open");
+        };
+        assert_eq!(error.kind(), Kind::Refused, "{error:?}");
+    }
+
+    #[test]
+    fn an_endless_token_ends() {
+        let itself = Arc::new(AtomicU64::new(0));
+        let realm = Arc::clone(&itself);
+        let port = serve(move |path, _| {
+            if path.starts_with("/token") {
+                (200, String::new(), " ".repeat(ERROR_LIMIT * 4))
+            } else {
+                let realm = realm.load(Ordering::Relaxed);
+                let challenge =
+                    format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{realm}/token\"\r\n");
+                (401, challenge, String::new())
+            }
+        });
+        itself.store(port.into(), Ordering::Relaxed);
+        let Err(error) = open(port) else {
+            panic!("read a token without an end");
+        };
+        assert_eq!(error.kind(), Kind::Exhausted, "{error:?}");
     }
 
     #[test]
