@@ -10,6 +10,10 @@
 //! the context and the layers: paths are followed by [`view`] inside one root. There are no remote frontends, no
 //! entitlements, and the host's network only where the caller gives it.
 //!
+//! A built image counts as this host's own (`built_here`), so what its labels request is granted. Therefore a stage that
+//! begins with an image from elsewhere begins without that image's `dev.luna.request.*` labels; only this Dockerfile,
+//! the build's own arguments and images built here can make such a request.
+//!
 //! ```text
 //! build/cache/<key>.json     what a step made of its inputs (see `cache`)
 //! build/mounts/<hex>/        a cache mount, named by its id's digest; <hex>.lock beside it
@@ -61,8 +65,9 @@ pub use parse::parse;
 pub use step::{Output, Step};
 
 use crate::files::Temporary;
-use crate::layer::tree::remove_tree;
+use crate::layer::remove::remove_tree;
 use crate::registry::Access;
+use crate::store::Failures;
 use crate::{Image, Platform, Reference, Store, files};
 use builder::Builder;
 use ignore::Ignore;
@@ -170,7 +175,10 @@ pub fn build(
     }
     let directory = store.root().join("build");
     files::create_private_directory(&directory)?;
-    sweep(&directory)?;
+    if let Err(error) = sweep(store) {
+        // Rubbish that stays is no reason not to build.
+        note(format!("{error}: {}", error.causes().join(": ")));
+    }
     let temporary = Temporary::directory(&directory)?;
     let trust = if request.no_host_ca {
         None
@@ -214,28 +222,33 @@ pub fn build(
 }
 
 /// Forgets every step's result and empties every cache mount that is not in use. Layers that no image needs any more
-/// go with [`Store::prune`].
+/// go with [`Store::prune`], which with `all` does this too. One entry that cannot be removed stops no other.
 pub fn forget(store: &Store) -> Result<()> {
     let directory = store.root().join("build");
-    remove_tree(&directory.join("cache"))?;
+    let mut failures = Failures::default();
+    failures.note(remove_tree(&directory.join("cache")));
     let mounts = directory.join("mounts");
     for path in entries(&mounts)? {
-        if path.extension().is_none() && files::try_lock(&path.with_extension("lock"))?.is_some() {
-            remove_tree(&path)?;
+        if path.extension().is_none()
+            && let Some(_free) = files::try_lock(&path.with_extension("lock"))?
+        {
+            failures.note(remove_tree(&path));
         }
     }
-    sweep(&directory)
+    failures.note(sweep(store));
+    failures.finish(())
 }
 
 /// Removes what killed builds left.
-fn sweep(directory: &Path) -> Result<()> {
-    for path in entries(directory)? {
+pub(crate) fn sweep(store: &Store) -> Result<()> {
+    let mut failures = Failures::default();
+    for path in entries(&store.root().join("build"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with(Temporary::PREFIX) && !files::is_held(&path) {
-            remove_tree(&path)?;
+            failures.note(remove_tree(&path));
         }
     }
-    Ok(())
+    failures.finish(())
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {

@@ -190,7 +190,7 @@ impl Drop for Temporary {
         }
         // What cannot be removed here is removed by the next sweep.
         if self.directory {
-            let _ = crate::layer::tree::remove_tree(&self.path);
+            let _ = crate::layer::remove::remove_tree(&self.path);
         } else {
             let _ = std::fs::remove_file(&self.path);
         }

@@ -9,6 +9,8 @@
 pub(crate) mod archive;
 mod compression;
 mod confine;
+pub(crate) mod remove;
+mod times;
 pub(crate) mod tree;
 
 use std::io::{self, Read};

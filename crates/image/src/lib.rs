@@ -36,6 +36,7 @@ mod tarball;
 pub use digest::{Digest, Hasher};
 pub use image::{Extensions, Healthcheck, Image, Layer};
 pub use import::{ConfigChanges, import};
+pub use layer::remove::remove_tree;
 pub use layer::{Compression, Limits};
 pub use platform::Platform;
 pub use populate::populate;

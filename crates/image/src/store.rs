@@ -27,6 +27,7 @@ use oci_spec::image::ImageConfiguration;
 use rustix::fs::FlockOperation;
 
 pub(crate) use ingest::Expected;
+pub(crate) use sweep::Failures;
 pub use sweep::{Pruned, Removed};
 
 use crate::image::Config;
@@ -101,13 +102,18 @@ impl Store {
         })
     }
 
-    /// Every image, newest record last.
+    /// Every image that can be read, newest record last.
     pub fn list(&self) -> Result<Vec<Image>> {
-        self.catalog()?
-            .images
-            .iter()
-            .map(|record| self.image(record))
-            .collect()
+        let catalog = self.catalog()?;
+        let images = catalog.images.iter().map(|record| self.image(record));
+        Ok(images.filter_map(Result::ok).collect())
+    }
+
+    /// What [`Store::list`] leaves out: an error for each image that cannot be read, with the way out.
+    pub fn broken(&self) -> Result<Vec<Error>> {
+        let catalog = self.catalog()?;
+        let images = catalog.images.iter().map(|record| self.image(record));
+        Ok(images.filter_map(Result::err).collect())
     }
 
     /// Gives `image` one more name, taking it from any other image.
@@ -152,9 +158,12 @@ impl Store {
         Ok(directories)
     }
 
-    /// Whether a layer is here, blob and tree: what a build cache asks before it answers with one.
+    /// Whether a layer is here, blob (as long as it should be: the damage a power cut does) and tree: what a build
+    /// cache asks before it answers with one.
     pub fn has_layer(&self, layer: &Layer) -> bool {
-        self.blob_path(layer.digest).is_file() && self.layer_path(layer.diff_id).is_dir()
+        let blob = self.blob_path(layer.digest).metadata();
+        blob.is_ok_and(|blob| blob.is_file() && blob.len() == layer.size)
+            && self.layer_path(layer.diff_id).is_dir()
     }
 
     /// The unpacked directory of a layer that [`Store::has_layer`].

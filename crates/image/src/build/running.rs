@@ -379,7 +379,7 @@ impl Builder<'_> {
                     .add_layer(&mut file, Compression::default(), self.progress)?,
             )
         };
-        crate::layer::tree::remove_tree(&directory)?;
+        crate::layer::remove::remove_tree(&directory)?;
         Ok(layer)
     }
 }

@@ -14,7 +14,7 @@ use tar::{EntryType, Header};
 const BLOCK: usize = 512;
 /// Linux takes paths of 4,096 and xattrs of 65,536 bytes; a few of those fit.
 const MAX_EXTENSION: u64 = 1 << 20;
-const MAX_PATH: usize = 4096;
+pub(super) const MAX_PATH: usize = 4096;
 const MAX_SPARSE_CHUNKS: usize = 100_000;
 /// A name can be announced by several extension headers; an endless chain of them is refused.
 const MAX_EXTENSION_HEADERS: usize = 16;

@@ -6,21 +6,22 @@
 //! and whiteouts must not pass a symlink at all. A layer's whiteout becomes a 0:0 character device and an opaque
 //! directory an attribute (kernel `Documentation/filesystems/overlayfs.rst`), which no archive can bring by itself.
 
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use luna_core::{Error, Kind, Result};
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::Limits;
-use super::archive::{Archive, Entry, EntryKind, corrupt};
+use super::archive::{Archive, Entry, EntryKind, MAX_PATH, corrupt};
+use super::remove::{remove_all, shorten};
+use super::times::Times;
 
 /// The highest id a sandbox has (`IdRange::COUNT` less one).
 const MAX_ID: u64 = 65_535;
+/// Directories in directories, in one path.
+const MAX_LEVELS: usize = 512;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// aufs' own bookkeeping, meaningless elsewhere; docker skips it too.
@@ -43,8 +44,7 @@ pub(crate) struct TreeWriter<'a> {
     summary: Summary,
     /// The parent of the last entry: archives go through a directory's files in a row.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// Directories' times are set last, since writing into them changes them.
-    times: HashMap<Vec<u8>, Timestamps>,
+    times: Times,
     buffer: Vec<u8>,
 }
 
@@ -59,7 +59,7 @@ impl<'a> TreeWriter<'a> {
             limits,
             summary: Summary::default(),
             parent: None,
-            times: HashMap::new(),
+            times: Times::default(),
             buffer: vec![0; 256 << 10],
         }
     }
@@ -67,7 +67,7 @@ impl<'a> TreeWriter<'a> {
     /// Writes every entry of `archive` and reads it to the end of its stream.
     pub(crate) fn write_all<R: std::io::Read>(mut self, archive: &mut Archive<R>) -> Result<Summary> {
         while let Some(entry) = archive.next()? {
-            let shown = || String::from_utf8_lossy(&entry.path).escape_debug().to_string();
+            let shown = || shorten(&String::from_utf8_lossy(&entry.path));
             self.count(&entry)
                 .and_then(|()| self.write(&entry, archive))
                 .map_err(|error| error.context(format!("cannot unpack `{}`", shown())))?;
@@ -222,7 +222,7 @@ impl<'a> TreeWriter<'a> {
         let (uid, gid) = owner(entry)?;
         rustix::fs::fchown(&self.root, Some(uid), Some(gid)).map_err(failed)?;
         rustix::fs::fchmod(&self.root, Mode::from(entry.mode)).map_err(failed)?;
-        self.times.insert(Vec::new(), timestamps(entry));
+        self.times.set(b"", timestamps(entry))?;
         Self::attributes(self.root.as_fd(), entry)
     }
 
@@ -242,7 +242,7 @@ impl<'a> TreeWriter<'a> {
         if opaque {
             self.set_opaque(made.as_fd())?;
         }
-        self.times.insert(path.to_vec(), timestamps(entry));
+        self.times.set(path, timestamps(entry))?;
         // The files that follow are most often this directory's.
         self.parent = Some((path.to_vec(), made));
         Ok(())
@@ -487,7 +487,7 @@ impl<'a> TreeWriter<'a> {
             .parent
             .take()
             .expect("an entry is being written into its parent");
-        remove_all(parent.1.as_fd(), name)?;
+        remove_all(parent.1.as_fd(), name).map_err(failed)?;
         self.parent = Some(parent);
         Ok(())
     }
@@ -495,7 +495,7 @@ impl<'a> TreeWriter<'a> {
     fn set_directory_times(&mut self) -> Result<()> {
         let strict = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        for (path, times) in &self.times {
+        for (path, times) in self.times.iter() {
             let path: &[u8] = if path.is_empty() { b"." } else { path };
             match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), strict) {
                 Ok(directory) => rustix::fs::futimens(&directory, times).map_err(failed)?,
@@ -509,18 +509,26 @@ impl<'a> TreeWriter<'a> {
 }
 
 /// The path without `.`, doubled and outer slashes; empty for the root. A leading slash means the layer's root, as in
-/// docker; `..` is refused wherever it stands.
+/// docker; `..` is refused wherever it stands, and so is what is longer or deeper than any program can use.
 fn clean(path: &[u8]) -> Result<Vec<u8>> {
     if path.contains(&0) {
         return Err(corrupt("a path holds a NUL"));
     }
+    if path.len() > MAX_PATH {
+        return Err(corrupt("a path is longer than 4,096 bytes"));
+    }
     let mut clean = Vec::with_capacity(path.len());
+    let mut levels = 0;
     for part in path.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => {}
             b".." => return Err(corrupt("a path holds `..`")),
             part if part.len() > 255 => return Err(corrupt("a name is longer than 255 bytes")),
             part => {
+                levels += 1;
+                if levels > MAX_LEVELS {
+                    return Err(corrupt("a path has more than 512 levels"));
+                }
                 if !clean.is_empty() {
                     clean.push(b'/');
                 }
@@ -560,67 +568,6 @@ fn stat(parent: BorrowedFd<'_>, name: &CString) -> Result<Option<rustix::fs::Sta
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(failed(error)),
     }
-}
-
-/// Removes `name` below `parent` with everything in it, following no symlink. Deep trees need no deep stack: the walk
-/// keeps its own.
-pub(crate) fn remove_all(parent: BorrowedFd<'_>, name: &CString) -> Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let open = |parent: BorrowedFd<'_>, name: &CString| -> Result<OwnedFd> {
-        match rustix::fs::openat(parent, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(fd),
-            // Only reached without root's powers, on a directory that its owner closed.
-            Err(Errno::ACCESS) => {
-                rustix::fs::chmodat(parent, name, Mode::from(0o700), AtFlags::empty()).map_err(failed)?;
-                rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(failed)
-            }
-            Err(error) => Err(failed(error)),
-        }
-    };
-    let mut stack = vec![(name.clone(), open(parent, name)?)];
-    while let Some((_, directory)) = stack.last() {
-        let mut child = None;
-        for entry in Dir::read_from(directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    child = Some(name.to_owned());
-                    break;
-                }
-                Err(Errno::ACCESS) => {
-                    rustix::fs::fchmod(directory, Mode::from(0o700)).map_err(failed)?;
-                    rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(failed)?;
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        if let Some(child) = child {
-            let fd = open(directory.as_fd(), &child)?;
-            stack.push((child, fd));
-            continue;
-        }
-        let (name, _) = stack.pop().expect("the loop's condition saw it");
-        let above = stack.last().map_or(parent, |(_, fd)| fd.as_fd());
-        rustix::fs::unlinkat(above, &name, AtFlags::REMOVEDIR).map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// [`remove_all`] by path, for trees of the store's own.
-pub(crate) fn remove_tree(path: &std::path::Path) -> Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    let name = c_string(path.as_os_str().as_bytes())?;
-    remove_all(CWD, &name)
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString> {

@@ -76,7 +76,11 @@ fn one(
     progress: Sink,
 ) -> Result<()> {
     if store.blob_path(layer.digest).is_file() {
-        return store.unpack_blob(layer, progress);
+        match store.unpack_blob(layer, progress) {
+            // A disk or a power cut damaged it; the registry still has it whole.
+            Err(error) if error.kind() == Kind::Corrupt && store.discard_if_damaged(layer.digest)? => {}
+            outcome => return outcome,
+        }
     }
     let key = layer.digest.short();
     progress(Progress::Started {

@@ -160,11 +160,24 @@ impl Store {
     /// Stores small bytes under their digest.
     pub(crate) fn add_blob(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        let path = self.blob_path(digest);
-        if !path.is_file() {
-            files::write_atomically(&path, bytes)?;
+        // What is there is read, not only seen: a damaged one is replaced.
+        if self.read_blob(digest).is_err() {
+            files::write_atomically(&self.blob_path(digest), bytes)?;
         }
         Ok(digest)
+    }
+
+    /// Removes a blob that is no longer what its name says, so that it can be brought again. True when it was so.
+    pub(crate) fn discard_if_damaged(&self, digest: Digest) -> Result<bool> {
+        let mut writer = HashingWriter::new(io::sink());
+        io::copy(&mut self.open_blob(digest)?, &mut writer)
+            .map_err(|error| Error::io(format!("cannot read the blob `{}`", digest.short()), error))?;
+        if writer.finish().0 == digest {
+            return Ok(false);
+        }
+        std::fs::remove_file(self.blob_path(digest))
+            .map_err(|error| Error::io(format!("cannot remove the blob `{}`", digest.short()), error))?;
+        Ok(true)
     }
 
     pub(super) fn tree_record(&self, diff_id: Digest) -> Option<TreeRecord> {

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::Store;
 use super::catalog::Catalog;
 use crate::files::{self, Temporary};
-use crate::layer::tree::remove_tree;
-use crate::{Digest, Reference};
+use crate::layer::remove::remove_tree;
+use crate::{Digest, Reference, build};
 
 /// What `rmi` did, as docker reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -115,36 +115,41 @@ impl Store {
             Ok((removed, gone))
         })?;
         let mut removed = removed;
+        // The lock before the catalog: what comes in between the two could count on what is about to go.
+        let alone = files::try_lock(&self.0.root.join("holds"))?;
         let catalog = self.catalog()?;
         let kept = Kept::of(&catalog);
+        let mut failures = Failures::default();
         for record in gone {
             if !catalog.images.iter().any(|other| other.id == record.id) {
                 removed.deleted.push(record.id);
             }
-            let Some(_alone) = files::try_lock(&self.0.root.join("holds"))? else {
+            if alone.is_none() {
                 // Something being brought in may count on these; a prune takes them later.
                 continue;
-            };
+            }
             for digest in [record.manifest, record.id]
                 .into_iter()
                 .chain(record.layers.iter().map(|layer| layer.digest))
             {
                 if !kept.blobs.contains(&digest) {
-                    remove_file(&self.blob_path(digest))?;
+                    failures.note(remove_file(&self.blob_path(digest)));
                 }
             }
             for layer in &record.layers {
-                if !kept.trees.contains(&layer.diff_id) && self.layer_path(layer.diff_id).is_dir() {
-                    self.remove_layer(layer.diff_id)?;
+                if !kept.trees.contains(&layer.diff_id)
+                    && self.layer_path(layer.diff_id).is_dir()
+                    && failures.note(self.remove_layer(layer.diff_id))
+                {
                     removed.deleted.push(layer.diff_id);
                 }
             }
         }
-        Ok(removed)
+        failures.finish(removed)
     }
 
     /// Removes images without a name, or with `all` every image that is not in use; then blobs and trees that belong
-    /// to no image, and whatever a killed process left unfinished.
+    /// to no image, and whatever a killed process left unfinished. `all` also forgets what builds remember.
     pub fn prune(&self, all: bool, in_use: &dyn Fn(&Digest) -> bool) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         self.change(|catalog| {
@@ -163,48 +168,96 @@ impl Store {
             return Ok(pruned);
         };
         let kept = Kept::of(&self.catalog()?);
+        let mut failures = Failures::default();
         for (name, path) in entries(&self.blobs())? {
             let goes = match Digest::from_hex(&name) {
                 Some(digest) => !kept.blobs.contains(&digest),
                 None => name.starts_with('.') && !files::is_held(&path),
             };
             if goes {
-                pruned.freed += disk_usage(&path);
-                remove_file(&path)?;
+                let size = disk_usage(&path);
+                if failures.note(remove_file(&path)) {
+                    pruned.freed += size;
+                }
             }
         }
-        for (name, path) in entries(&self.layers())? {
+        // What was left half done goes first: it is the surest to be of no use.
+        let (leftovers, whole): (Vec<_>, Vec<_>) = entries(&self.layers())?
+            .into_iter()
+            .partition(|(name, _)| name.starts_with(Temporary::PREFIX));
+        for (_, path) in leftovers {
+            if !files::is_held(&path) {
+                let size = disk_usage(&path);
+                if failures.note(remove_tree(&path)) {
+                    pruned.freed += size;
+                }
+            }
+        }
+        for (name, path) in whole {
             if let Some(diff_id) = Digest::from_hex(&name) {
                 if !kept.trees.contains(&diff_id) {
-                    pruned.freed += disk_usage(&path);
-                    self.remove_layer(diff_id)?;
-                    pruned.deleted.push(diff_id);
+                    let size = disk_usage(&path);
+                    if failures.note(self.remove_layer(diff_id)) {
+                        pruned.freed += size;
+                        pruned.deleted.push(diff_id);
+                    }
                 }
-            } else if name.starts_with(Temporary::PREFIX) && !files::is_held(&path) {
-                pruned.freed += disk_usage(&path);
-                remove_tree(&path)?;
             } else if let Some(diff_id) = name.strip_suffix(".json").and_then(Digest::from_hex)
                 && !self.layer_path(diff_id).is_dir()
             {
-                remove_file(&path)?;
+                failures.note(remove_file(&path));
             }
         }
-        Ok(pruned)
+        let build = self.0.root.join("build");
+        let before = disk_usage(&build);
+        failures.note(match all {
+            true => build::forget(self),
+            false => build::sweep(self),
+        });
+        pruned.freed += before.saturating_sub(disk_usage(&build));
+        failures.finish(pruned)
     }
 
     fn remove_layer(&self, diff_id: Digest) -> Result<()> {
         remove_file(&self.tree_record_path(diff_id))?;
         // Gone at once for everybody else, whatever happens while its files go one by one.
-        let hidden = self
-            .layers()
-            .join(format!("{}{}-gone", Temporary::PREFIX, diff_id.hex()));
-        match std::fs::rename(self.layer_path(diff_id), &hidden) {
-            Ok(()) => remove_tree(&hidden),
+        let hidden = Temporary::directory(&self.layers())?;
+        match std::fs::rename(self.layer_path(diff_id), hidden.path().join("layer")) {
+            Ok(()) => remove_tree(hidden.path()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Error::io(
                 format!("cannot remove the layer `{}`", diff_id.short()),
                 error,
             )),
+        }
+    }
+}
+
+/// What could not be removed: the first error, told when all the rest is done.
+#[derive(Default)]
+pub(crate) struct Failures {
+    first: Option<Error>,
+    more: usize,
+}
+
+impl Failures {
+    /// Whether it worked.
+    pub(crate) fn note(&mut self, outcome: Result<()>) -> bool {
+        match outcome {
+            Ok(()) => return true,
+            Err(error) if self.first.is_none() => self.first = Some(error),
+            Err(_) => self.more += 1,
+        }
+        false
+    }
+
+    pub(crate) fn finish<T>(self, done: T) -> Result<T> {
+        match (self.first, self.more) {
+            (None, _) => Ok(done),
+            (Some(error), 0) => Err(error.context("cannot remove everything; the rest is gone")),
+            (Some(error), more) => Err(error.context(format!(
+                "cannot remove everything: this and {more} more are left, the rest is gone"
+            ))),
         }
     }
 }
@@ -256,13 +309,17 @@ fn remove_file(path: &Path) -> Result<()> {
 /// Bytes on disk of a file or of a whole tree; what cannot be read counts nothing.
 fn disk_usage(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = path.symlink_metadata() else {
-        return 0;
-    };
-    let own = metadata.blocks() * 512;
-    if !metadata.is_dir() {
-        return own;
+    let mut bytes = 0;
+    let mut waiting = vec![path.to_owned()];
+    while let Some(path) = waiting.pop() {
+        let Ok(metadata) = path.symlink_metadata() else {
+            continue;
+        };
+        bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            let children = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            waiting.extend(children.map(|entry| entry.path()));
+        }
     }
-    let children = std::fs::read_dir(path).into_iter().flatten().flatten();
-    own + children.map(|entry| disk_usage(&entry.path())).sum::<u64>()
+    bytes
 }

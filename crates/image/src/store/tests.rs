@@ -101,7 +101,7 @@ fn a_missing_tree_comes_back_from_its_blob() {
     let (_directory, store) = store();
     let image = imported(&store, "first", &[("etc/motd", "hello")]);
     let tree = store.tree(&image, &quiet).unwrap().remove(0);
-    crate::layer::tree::remove_tree(&tree).unwrap();
+    crate::layer::remove::remove_tree(&tree).unwrap();
     assert!(!tree.exists());
     assert_eq!(store.tree(&image, &quiet).unwrap(), std::slice::from_ref(&tree));
     assert_eq!(std::fs::read_to_string(tree.join("etc/motd")).unwrap(), "hello");
@@ -112,7 +112,7 @@ fn a_damaged_blob_is_found_out_and_leaves_nothing() {
     let (_directory, store) = store();
     let image = imported(&store, "first", &[("etc/motd", "hello")]);
     let tree = store.tree(&image, &quiet).unwrap().remove(0);
-    crate::layer::tree::remove_tree(&tree).unwrap();
+    crate::layer::remove::remove_tree(&tree).unwrap();
     let blob = store.blob_path(image.layers[0].digest);
     let mut bytes = std::fs::read(&blob).unwrap();
     let middle = bytes.len() / 2;
@@ -122,6 +122,40 @@ fn a_damaged_blob_is_found_out_and_leaves_nothing() {
     assert_eq!(error.kind(), Kind::Corrupt, "{error:?}");
     assert!(!tree.exists());
     assert!(names(&store.layers()).iter().all(|name| !name.starts_with('.')));
+}
+
+#[test]
+fn damaged_blobs_are_replaced() {
+    let (_directory, store) = store();
+    let image = imported(&store, "first", &[("etc/motd", "hello")]);
+    let config = store.config_bytes(&image).unwrap();
+    std::fs::write(store.blob_path(image.id), "damaged").unwrap();
+    assert_eq!(store.list().unwrap().len(), 0);
+    assert_eq!(store.add_blob(&config).unwrap(), image.id);
+    assert_eq!(store.config_bytes(&image).unwrap(), config);
+
+    let layer = &image.layers[0];
+    assert!(store.has_layer(layer) && !store.discard_if_damaged(layer.digest).unwrap());
+    std::fs::write(store.blob_path(layer.digest), "cut").unwrap();
+    assert!(!store.has_layer(layer));
+    assert!(store.discard_if_damaged(layer.digest).unwrap());
+    assert!(!store.blob_path(layer.digest).exists());
+}
+
+#[test]
+fn one_unreadable_image_hides_no_other() {
+    let (_directory, store) = store();
+    let one = imported(&store, "one", &[("a", "x")]);
+    let two = imported(&store, "two", &[("a", "y")]);
+    assert!(store.broken().unwrap().is_empty());
+    std::fs::write(store.blob_path(one.id), "damaged").unwrap();
+    let listed = store.list().unwrap();
+    assert_eq!(listed.iter().map(|image| image.id).collect::<Vec<_>>(), [two.id]);
+    let broken = store.broken().unwrap();
+    assert_eq!(broken.len(), 1);
+    assert!(broken[0].hint_text().unwrap().starts_with("luna rmi --force"));
+    store.remove("one", true, &unused).unwrap();
+    assert!(store.broken().unwrap().is_empty());
 }
 
 #[test]
@@ -202,6 +236,60 @@ fn what_a_killed_process_left_is_swept() {
     std::fs::create_dir_all(store.layers().join(".new-1-2/deep/er")).unwrap();
     store.prune(false, &unused).unwrap();
     assert!(names(&store.blobs()).is_empty() && names(&store.layers()).is_empty());
+}
+
+#[test]
+fn a_removal_that_broke_off_is_no_obstacle_to_the_next() {
+    let (_directory, store) = store();
+    let image = imported(&store, "one", &[("a", "x")]);
+    let left = store
+        .layers()
+        .join(format!(".new-{}-gone", image.layers[0].diff_id.hex()));
+    std::fs::create_dir_all(left.join("half")).unwrap();
+    let removed = store.remove("one", false, &unused).unwrap();
+    assert_eq!(removed.deleted, [image.id, image.layers[0].diff_id]);
+    assert!(!store.layer_path(image.layers[0].diff_id).exists());
+    store.prune(false, &unused).unwrap();
+    assert!(names(&store.layers()).is_empty());
+}
+
+#[test]
+fn what_cannot_be_removed_stops_nothing_else_and_is_told() {
+    let (_directory, store) = store();
+    let image = imported(&store, "one", &[("a", "x")]);
+    let stuck = store.blob_path(image.layers[0].digest);
+    std::fs::remove_file(&stuck).unwrap();
+    std::fs::create_dir(&stuck).unwrap();
+    assert!(store.remove("one", false, &unused).is_err());
+    assert!(!store.layer_path(image.layers[0].diff_id).exists());
+    std::fs::create_dir_all(store.layers().join(".new-1-2/deep")).unwrap();
+    let error = store.prune(true, &unused).unwrap_err();
+    assert!(error.causes().concat().contains("cannot remove"), "{error:?}");
+    assert!(names(&store.layers()).is_empty());
+    std::fs::remove_dir(&stuck).unwrap();
+    store.prune(true, &unused).unwrap();
+}
+
+#[test]
+fn a_prune_sweeps_builds_and_with_all_forgets_them() {
+    let (directory, store) = store();
+    let build = directory.path().join("build");
+    for path in [".new-1-1/upper", "cache", "mounts/aa", "mounts/bb"] {
+        std::fs::create_dir_all(build.join(path)).unwrap();
+    }
+    std::fs::write(build.join("cache/known.json"), "{}").unwrap();
+    store.prune(false, &unused).unwrap();
+    assert_eq!(
+        names(&build),
+        HashSet::from(["cache".to_owned(), "mounts".to_owned()])
+    );
+    let used = files::lock(&build.join("mounts/aa.lock"), FlockOperation::LockShared).unwrap();
+    assert!(store.prune(true, &unused).unwrap().freed > 0);
+    assert!(!build.join("cache").exists() && !build.join("mounts/bb").exists());
+    assert!(build.join("mounts/aa").exists());
+    drop(used);
+    store.prune(true, &unused).unwrap();
+    assert!(!build.join("mounts/aa").exists());
 }
 
 #[test]
