@@ -10,6 +10,9 @@ use crate::{Extensions, Image, Layer, Platform};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Labels by which an image asks for something.
+const REQUEST: &str = "dev.luna.request.";
+
 #[derive(Clone, Debug)]
 pub(crate) struct State {
     pub(crate) spec: ImageConfiguration,
@@ -41,7 +44,8 @@ impl State {
         ))
     }
 
-    /// Begins where an image ends. Its ONBUILD triggers would run now, and are refused.
+    /// Begins where an image ends. Its ONBUILD triggers would run now, and are refused. What the labels of an image
+    /// from elsewhere request is left out: what is built here may be granted it.
     pub(crate) fn of_image(image: &Image, platform: &Platform) -> Result<State> {
         if image
             .extensions
@@ -54,12 +58,26 @@ impl State {
                     .because("it has ONBUILD instructions"),
             );
         }
-        Ok(State::over(
+        let mut state = State::over(
             image.config.clone(),
             image.extensions.clone(),
             image.layers.clone(),
             platform.clone(),
-        ))
+        );
+        if !image.built_here {
+            state.drop_requests();
+        }
+        Ok(state)
+    }
+
+    fn drop_requests(&mut self) {
+        let Some(mut labels) = self.config().labels().clone() else {
+            return;
+        };
+        labels.retain(|name, _| !name.starts_with(REQUEST));
+        self.change(|config| {
+            config.set_labels((!labels.is_empty()).then_some(labels));
+        });
     }
 
     /// Begins where another stage ended.
@@ -311,6 +329,34 @@ mod tests {
         assert_eq!(state.lookup("A").as_deref(), Some("2"));
         assert_eq!(state.lookup("B").as_deref(), Some("argument"));
         assert_eq!(state.env().len(), 2);
+    }
+
+    #[test]
+    fn a_foreign_image_requests_nothing_through_what_is_built_on_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = crate::Store::with_limits(directory.path(), false, crate::Limits::default()).unwrap();
+        let request = format!("{REQUEST}nested-userns");
+        let labels = [
+            (request.clone(), "true".to_owned()),
+            ("own".to_owned(), "1".to_owned()),
+        ];
+        let changes = crate::ConfigChanges {
+            labels: labels.iter().cloned().collect(),
+            ..crate::ConfigChanges::default()
+        };
+        let empty = [0; 1024];
+        let mut image = crate::import(&store, &mut &empty[..], None, &changes, &|_| {}).unwrap();
+        let begun = |image: &Image| State::of_image(image, &Platform::host()).unwrap();
+        let has = |state: &State, name: &str| {
+            let labels = state.config().labels().clone().unwrap_or_default();
+            labels.contains_key(name)
+        };
+        let mut state = begun(&image);
+        assert!(!has(&state, &request) && has(&state, "own"));
+        state.set_labels([(request.clone(), "true".to_owned())]);
+        assert!(has(&State::of_stage(&state, &Platform::host()), &request));
+        image.built_here = true;
+        assert!(has(&begun(&image), &request));
     }
 
     #[test]
