@@ -3,22 +3,25 @@
 //! [`Ports::bind`] takes every port first, so that a taken one is an error before anything starts; [`Ports::serve`]
 //! then accepts. The way in is a closure that opens one connection to a port inside, as two halves; with init's relay it
 //! works in a sandbox without any network. Half-closes travel in both directions, and a side that goes away is closed
-//! on the other. Dropping [`Ports`] closes the listeners; connections end with the sandbox.
+//! on the other. Dropping [`Serving`] closes the listeners; connections end with the sandbox.
+//!
+//! A sandbox has one budget of connections for all its mappings. While it is used up nothing is accepted, so further peers
+//! wait in the listeners' queues, connected as far as they can see, until a connection ends.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use luna_core::spec::PortMapping;
 use luna_core::{Error, Kind, Result};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
-/// Connections one sandbox may have open through its mappings; more wait in the listener's queue.
-const CONNECTIONS: usize = 1024;
+/// Connections one sandbox may have open through all its mappings: half of what its init carries, so that there is room
+/// for everything else.
+const CONNECTIONS: u32 = 1024;
 const STACK: usize = 64 << 10;
 const PIECE: usize = 32 << 10;
 
@@ -88,7 +91,12 @@ impl Ports {
 
     /// Accepts until the returned handle is dropped.
     pub fn serve(self, connect: &Connect) -> Result<Serving> {
+        self.serve_within(CONNECTIONS, connect)
+    }
+
+    fn serve_within(self, connections: u32, connect: &Connect) -> Result<Serving> {
         let fail = |e: io::Error| Error::io("cannot serve port mappings", e);
+        let budget = Budget::new(connections).map_err(fail)?;
         let mut threads = Vec::new();
         let mut stops = Vec::new();
         for (listener, mapping) in self.listeners {
@@ -96,11 +104,11 @@ impl Ports {
             let (stop, stopped) = io::pipe()
                 .map(|(reader, writer)| (OwnedFd::from(writer), OwnedFd::from(reader)))
                 .map_err(fail)?;
-            let connect = Arc::clone(connect);
+            let (connect, budget) = (Arc::clone(connect), budget.clone());
             let thread = thread::Builder::new()
                 .name(format!("port-{}", mapping.host))
                 .stack_size(STACK)
-                .spawn(move || accept(&listener, &stopped, mapping.sandbox, &connect))
+                .spawn(move || accept(&listener, &stopped, mapping.sandbox, &budget, &connect))
                 .map_err(fail)?;
             stops.push(stop);
             threads.push(thread);
@@ -126,20 +134,56 @@ impl Drop for Serving {
     }
 }
 
-fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, connect: &Connect) {
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
-        let mut fds = [
-            PollFd::new(stopped, PollFlags::IN),
-            PollFd::new(listener, PollFlags::IN),
-        ];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
+/// How many more connections may be opened, shared by a sandbox's listeners: a semaphore that can be polled.
+#[derive(Clone)]
+struct Budget(Arc<OwnedFd>);
+
+/// One connection's share of the budget; dropping it gives it back.
+struct Share(Budget);
+
+impl Budget {
+    fn new(connections: u32) -> io::Result<Budget> {
+        let flags = EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        Ok(Budget(Arc::new(rustix::event::eventfd(connections, flags)?)))
+    }
+
+    /// `None` where the budget is used up.
+    fn take(&self) -> io::Result<Option<Share>> {
+        match rustix::io::read(&*self.0, &mut [0; 8]) {
+            Ok(_) => Ok(Some(Share(self.clone()))),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        if !fds[0].revents().is_empty() {
-            return;
-        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // Fails only where the sum would pass 2⁶⁴.
+        let _ = rustix::io::write(&*self.0.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// Waits until `other` can be read; false where the listener is to be closed, or polling is impossible.
+fn readable(other: impl AsFd, stopped: &OwnedFd) -> bool {
+    let mut fds = [
+        PollFd::new(stopped, PollFlags::IN),
+        PollFd::new(&other, PollFlags::IN),
+    ];
+    let polled = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None));
+    polled.is_ok() && fds[0].revents().is_empty()
+}
+
+fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, budget: &Budget, connect: &Connect) {
+    while readable(listener, stopped) {
+        // Taken only for a peer that is there: idle listeners hold nothing.
+        let share = loop {
+            match budget.take() {
+                Ok(Some(share)) => break share,
+                Ok(None) if readable(&*budget.0, stopped) => {}
+                Ok(None) | Err(_) => return,
+            }
+        };
         let outside = match listener.accept() {
             Ok((outside, _)) => outside,
             Err(error)
@@ -156,25 +200,19 @@ fn accept(listener: &TcpListener, stopped: &OwnedFd, port: u16, connect: &Connec
                 continue;
             }
         };
-        if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
-            open.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
-        let (connect, count) = (Arc::clone(connect), Arc::clone(&open));
-        let spawned = thread::Builder::new()
+        let connect = Arc::clone(connect);
+        // Where no thread can be had the connection is closed, and its share given back, with the closure.
+        let _ = thread::Builder::new()
             .name("relay".to_owned())
             .stack_size(STACK)
             .spawn(move || {
-                relay(outside, port, &connect);
-                count.fetch_sub(1, Ordering::Relaxed);
+                let _share = share;
+                relay(&outside, port, &connect);
             });
-        if spawned.is_err() {
-            open.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }
 
-fn relay(outside: TcpStream, port: u16, connect: &Connect) {
+fn relay(outside: &TcpStream, port: u16, connect: &Connect) {
     let _ = outside.set_nonblocking(false);
     let _ = outside.set_nodelay(true);
     let Ok(Inside {
@@ -182,7 +220,7 @@ fn relay(outside: TcpStream, port: u16, connect: &Connect) {
         mut writer,
     }) = connect(port)
     else {
-        return reset(&outside);
+        return reset(outside);
     };
     let Ok(mut from_outside) = outside.try_clone() else {
         return;
@@ -196,12 +234,12 @@ fn relay(outside: TcpStream, port: u16, connect: &Connect) {
             }
         });
     let Ok(inward) = inward else { return };
-    let mut to_outside = &outside;
+    let mut to_outside = outside;
     match pump(&mut reader, &mut to_outside) {
         Ok(()) => {
             let _ = outside.shutdown(Shutdown::Write);
         }
-        Err(_) => reset(&outside),
+        Err(_) => reset(outside),
     }
     let _ = inward.join();
 }
@@ -289,6 +327,8 @@ pub fn parse(text: &str) -> Result<Vec<PortMapping>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -317,8 +357,8 @@ mod tests {
         }
     }
 
-    struct Half(TcpStream);
-    impl Write for Half {
+    struct Half<S>(S);
+    impl<S: Write> Write for Half<S> {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.write(bytes)
         }
@@ -326,7 +366,12 @@ mod tests {
             Ok(())
         }
     }
-    impl Inward for Half {
+    impl Inward for Half<TcpStream> {
+        fn finish(&mut self) -> io::Result<()> {
+            self.0.shutdown(Shutdown::Write)
+        }
+    }
+    impl Inward for Half<UnixStream> {
         fn finish(&mut self) -> io::Result<()> {
             self.0.shutdown(Shutdown::Write)
         }
@@ -387,6 +432,40 @@ mod tests {
         let mut client = TcpStream::connect((bound.address, bound.host)).unwrap();
         let mut byte = [0];
         assert!(!matches!(client.read(&mut byte), Ok(1..)));
+    }
+
+    #[test]
+    fn connections_over_the_budget_of_all_mappings_wait_for_one_to_end() {
+        let (entered, inside) = std::sync::mpsc::channel();
+        let connect: Connect = Arc::new(move |_| {
+            let (near, far) = UnixStream::pair().unwrap();
+            let writer = Half(near.try_clone().unwrap());
+            entered.send(far).unwrap();
+            Ok(Inside {
+                reader: Box::new(near),
+                writer: Box::new(writer),
+            })
+        });
+        let ports = Ports::bind(&[any_port(), any_port()]).unwrap();
+        let [one, other] = ports.mappings()[..] else {
+            panic!("two mappings were asked for")
+        };
+        let serving = ports.serve_within(2, &connect).unwrap();
+        let enter = |bound: PortMapping| TcpStream::connect((bound.address, bound.host)).unwrap();
+        let first = enter(one);
+        let first_inside = inside.recv().unwrap();
+        let _second = enter(one);
+        let _second_inside = inside.recv().unwrap();
+        let mut third = enter(other);
+        third.write_all(b"3").unwrap();
+        assert!(inside.recv_timeout(Duration::from_millis(200)).is_err());
+        drop((first, first_inside));
+        let mut byte = [0];
+        inside.recv().unwrap().read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"3");
+        // A listener that waits for the budget stops, too.
+        let _fourth = enter(one);
+        drop(serving);
     }
 
     #[test]
