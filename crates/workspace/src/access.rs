@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! LUNA_TOKEN ── Authorization: Bearer ─────────────────────────────▶ in
-//!     └─ POST /v1/tickets ─▶ ticket (60 s, once) ─ GET /?ticket= ─▶ session cookie (7 days) ─▶ in
+//!     └─ POST /v1/tickets ─▶ ticket (60 s, once) ─ GET /?ticket= ─▶ session cookie (12 h) ─▶ in
 //! ```
 //!
 //! The peer's address proves nothing: the runtime's relay and the programs in the sandbox both come from loopback. The secret

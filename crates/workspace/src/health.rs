@@ -1,15 +1,18 @@
 //! The image's health check, so that it needs no other program: one request to a running service.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
-pub fn check(port: u16) -> Result<(), String> {
+/// `address` is where it listens, if not everywhere.
+pub fn check(address: Option<IpAddr>, port: u16) -> Result<(), String> {
+    let address = address
+        .filter(|address| !address.is_unspecified())
+        .unwrap_or(Ipv4Addr::LOCALHOST.into());
     let ask = || -> std::io::Result<Vec<u8>> {
-        let mut stream =
-            TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), PATIENCE)?;
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

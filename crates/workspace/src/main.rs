@@ -29,6 +29,7 @@ Environment:
   LUNA_VERSION         the version of Luna outside
   LUNA_NAME            what the sandbox is called outside
   LUNA_ALLOWED_HOSTS   more names the page may be asked under, by comma; localhost and loopback always are
+  LUNA_ADDRESS         the one address to listen on; every one of this machine where unset
   LUNA_PORT            8080
   LUNA_GEOMETRY        1280x800
 ";
@@ -42,7 +43,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] | ["serve"] => serve(),
-        ["health"] => match Settings::from_environment().and_then(|settings| health::check(settings.port)) {
+        ["health"] => match Settings::from_environment()
+            .and_then(|settings| health::check(settings.address, settings.port))
+        {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         },
@@ -109,7 +112,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         desktop.screen_socket(),
     );
 
-    let listeners = web::listen::bind(settings.port).await?;
+    let listeners = web::listen::bind(settings.address, settings.port).await?;
     journal::note("luna", &format!("listening on port {}", settings.port));
     if generated {
         let ticket = computer.access.issue_ticket(Access::FIRST_TICKET);

@@ -2,6 +2,7 @@
 //!
 //! A malformed value is an error: a sandbox that silently ignores a misspelt `LUNA_WALL` would show the wrong badge.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::access::origin::Hosts;
@@ -17,6 +18,8 @@ pub struct Settings {
     pub version: Option<String>,
     pub name: Option<String>,
     pub allowed_hosts: Hosts,
+    /// `None`: every address of this machine.
+    pub address: Option<IpAddr>,
     pub port: u16,
     pub geometry: Geometry,
 }
@@ -63,6 +66,12 @@ impl Settings {
                 .filter(|port| *port != 0)
                 .ok_or_else(|| odd("LUNA_PORT", &text, "a port"))?,
         };
+        let address = variable("LUNA_ADDRESS")
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| odd("LUNA_ADDRESS", &text, "an IP address"))
+            })
+            .transpose()?;
         let geometry = match variable("LUNA_GEOMETRY") {
             None => Geometry {
                 width: 1280,
@@ -78,6 +87,7 @@ impl Settings {
             version: variable("LUNA_VERSION"),
             name: variable("LUNA_NAME"),
             allowed_hosts: Hosts::with(variable("LUNA_ALLOWED_HOSTS").as_deref().unwrap_or_default()),
+            address,
             port,
             geometry,
         })
@@ -125,6 +135,7 @@ mod tests {
     fn nothing_said_has_an_answer() {
         let settings = from(&[("LUNA_WALL", "")]).unwrap();
         assert_eq!(settings.port, 8080);
+        assert!(settings.address.is_none());
         assert!(settings.wall.is_none() && settings.token.is_none());
         assert_eq!(
             settings.geometry,
@@ -140,6 +151,7 @@ mod tests {
         for (name, value) in [
             ("LUNA_WALL", "Container"),
             ("LUNA_ACCELERATOR", "xen"),
+            ("LUNA_ADDRESS", "localhost"),
             ("LUNA_PORT", "0"),
             ("LUNA_PORT", "99999"),
             ("LUNA_GEOMETRY", "1280"),

@@ -11,7 +11,7 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+    const LIFE: Duration = Duration::from_secs(12 * 3600);
 
     /// The cookie's name carries a trace of the token: browsers share cookies between the ports of a host, and two computers
     /// on one host must not overwrite each other's.

@@ -1,7 +1,7 @@
 //! Listening and serving HTTP/1.1, with bounds on how many connect and how slowly they may speak.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +18,15 @@ const CONNECTIONS: usize = 256;
 const HEAD: Duration = Duration::from_secs(15);
 const HEAD_BYTES: usize = 32 * 1024;
 
-/// Every address of both families, or of IPv4 where there is no IPv6.
-pub async fn bind(port: u16) -> Result<Vec<TcpListener>, String> {
+/// One address, or every one of both families, or of IPv4 where there is no IPv6.
+pub async fn bind(address: Option<IpAddr>, port: u16) -> Result<Vec<TcpListener>, String> {
     let cannot = |error: io::Error| format!("cannot listen on port {port}: {error}");
+    if let Some(address) = address {
+        return TcpListener::bind((address, port))
+            .await
+            .map(|one| vec![one])
+            .map_err(|error| format!("cannot listen on `{}`: {error}", SocketAddr::new(address, port)));
+    }
     let six = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await;
     let four = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
     match (six, four) {
