@@ -1,6 +1,8 @@
-//! From a spec to what the launcher makes ([`Source`]) and what the child does ([`Step`]); pure.
+//! From a spec to what the launcher makes ([`Source`]) and what the child does ([`Step`]); pure, but that it looks once
+//! which processors have counters to mask.
 
 mod file_system;
+mod thermal;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, RawFd};

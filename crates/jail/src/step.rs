@@ -91,7 +91,7 @@ pub(crate) enum Step {
     /// Covers a path, if it is there, by nothing: an empty directory, or `null` of the devices.
     Mask {
         at: Slot,
-        path: &'static CStr,
+        path: CString,
         directory: Slot,
         devices: Slot,
     },

@@ -7,7 +7,7 @@ use std::path::Path;
 use luna_core::Result;
 use rustix::mount::MountAttrFlags;
 
-use super::{DEVICES, Draft, QUIET, literal};
+use super::{DEVICES, Draft, QUIET, literal, thermal};
 use crate::mount::Source;
 use crate::spec::{Mount, Network, Root, Spec};
 use crate::step::{Slot, Step, TargetKind};
@@ -25,6 +25,7 @@ const MASKED_IN_PROC: [&CStr; 10] = [
     c"timer_list",
     c"timer_stats",
 ];
+/// With the counters of [`thermal`], of which there are as many as processors.
 const MASKED_IN_SYS: [&CStr; 2] = [c"firmware", c"devices/virtual/powercap"];
 const READ_ONLY_IN_PROC: [&CStr; 5] = [c"bus", c"fs", c"irq", c"sys", c"sysrq-trigger"];
 
@@ -75,18 +76,14 @@ impl Draft {
         let proc = self.kernel_file_systems(spec, root, empty)?;
         let devices = self.devices(spec, root)?;
         if spec.defences.masked_paths {
-            for path in MASKED_IN_PROC {
+            let in_proc = MASKED_IN_PROC.map(|path| (proc.proc, path));
+            let in_sys = MASKED_IN_SYS.map(|path| (proc.sys, path));
+            let counters = thermal::counters().iter();
+            let counters = counters.map(|path| (proc.sys, path.as_c_str()));
+            for (at, path) in in_proc.into_iter().chain(in_sys).chain(counters) {
                 self.steps.push(Step::Mask {
-                    at: proc.proc,
-                    path,
-                    directory: empty,
-                    devices,
-                });
-            }
-            for path in MASKED_IN_SYS {
-                self.steps.push(Step::Mask {
-                    at: proc.sys,
-                    path,
+                    at,
+                    path: path.to_owned(),
                     directory: empty,
                     devices,
                 });
