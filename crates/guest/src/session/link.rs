@@ -161,6 +161,8 @@ impl Shared {
             match rustix::net::sendmsg(&self.channel, &slices, &mut control, SendFlags::NOSIGNAL) {
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
+                // Init has left. What it said before, its exit perhaps, is the reader's to find, and so is the end.
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Ending::Hangup.error()),
                 Err(_) => return Err(self.end(Ending::Hangup).error()),
             }
         }
@@ -233,7 +235,8 @@ impl Shared {
                     decoder.filled(count);
                     return Ok(());
                 }
-                Err(Errno::INTR) => {}
+                // Said once when init left with something of ours unread; what it had sent is still there.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(_) => return Err(Ending::Hangup),
             }
         }
