@@ -303,6 +303,29 @@ fn a_pull_works_and_the_second_one_sends_no_layer() {
 }
 
 #[test]
+fn a_damaged_layer_is_fetched_again() {
+    let registry = Registry::start(Fault::None);
+    let (_directory, store) = store();
+    let image = registry.pull(&store).unwrap();
+    let blob = store.root().join("blobs/sha256").join(registry.layer.hex());
+    let whole = std::fs::read(&blob).unwrap();
+    // Cut short by a power failure, beside a tree that is whole.
+    std::fs::write(&blob, &whole[..1000]).unwrap();
+    registry.pull(&store).unwrap();
+    assert_eq!(std::fs::read(&blob).unwrap(), whole);
+    // Rotten, and needed for the tree.
+    let tree = store.tree(&image, &quiet).unwrap().remove(0);
+    luna_image::remove_tree(&tree).unwrap();
+    let mut rotten = whole.clone();
+    rotten[100_000] ^= 1;
+    std::fs::write(&blob, &rotten).unwrap();
+    assert_eq!(store.tree(&image, &quiet).unwrap_err().kind(), Kind::Corrupt);
+    registry.pull(&store).unwrap();
+    assert_eq!(std::fs::read(&blob).unwrap(), whole);
+    assert_eq!(store.tree(&image, &quiet).unwrap(), [tree]);
+}
+
+#[test]
 fn a_broken_connection_is_taken_up_where_it_broke() {
     let registry = Registry::start(Fault::Disconnect(30_000));
     let (_directory, store) = store();

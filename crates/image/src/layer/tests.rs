@@ -233,6 +233,17 @@ fn a_path_that_climbs_is_refused() {
 }
 
 #[test]
+fn a_path_too_deep_for_anybody_is_refused_in_few_words() {
+    let deep = |levels: usize| format!("{}f", "d/".repeat(levels - 1));
+    let bytes = archive(&[file(&deep(512), "x")]);
+    assert_eq!(Place::new().unpack(&bytes).unwrap().bytes, 1);
+    let bytes = archive(&[file(&deep(513), "x")]);
+    let error = Place::new().unpack(&bytes).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.message().chars().count() < 300, "{error:?}");
+}
+
+#[test]
 fn a_symlink_leads_nowhere_outside() {
     let place = Place::new();
     let outside = place.directory.path().join("outside");
