@@ -98,6 +98,15 @@ pub fn decide(asked: &Asked, host: &HostReport) -> Result<Decision> {
     })
 }
 
+/// Why each wall that cannot be had cannot: the whole of what a refusal is made of.
+pub fn rejections(asked: &Asked, host: &HostReport) -> Vec<Rejection> {
+    let (floor, floor_reason) = asked.floor();
+    host.engines
+        .iter()
+        .filter_map(|engine| objection(asked, floor, floor_reason, engine))
+        .collect()
+}
+
 /// A wall in words: `the container`, `the VM (software emulation)`.
 pub fn describe(profile: &EngineProfile) -> &'static str {
     match profile.rung() {

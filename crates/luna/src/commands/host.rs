@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use luna_core::engine::EngineProfile;
 use luna_core::host::{Check, Outcome};
-use luna_core::policy::{self, Asked, Decision};
+use luna_core::policy::{self, Asked, Decision, Rejection};
 use luna_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -93,13 +93,17 @@ fn row(check: &Check) -> Map<String, Value> {
 pub(super) fn explain(front: &Front, args: &ExplainArgs) -> Result<()> {
     let spec = request::spec(&args.sandbox, false)?;
     let report = front.runtime()?.host(args.fresh)?;
-    match policy::decide(&Asked::of(&spec), &report) {
+    let asked = Asked::of(&spec);
+    match policy::decide(&asked, &report) {
         Ok(decision) => told(front, &decision, &spec.image, args.json.json),
         Err(error) => {
+            let rejected = policy::rejections(&asked, &report);
             if args.json.json {
                 front
                     .printer
-                    .json(&json!({"asked": Asked::of(&spec), "refused": error.report()}))?;
+                    .json(&json!({"asked": asked, "refused": error.report(), "rejected": rejected}))?;
+            } else {
+                not_these(front, &rejected)?;
             }
             Err(error)
         }
@@ -120,7 +124,11 @@ fn told(front: &Front, decision: &Decision, image: &str, json: bool) -> Result<(
         policy::describe(&decision.engine)
     ))?;
     front.printer.line(format!("  because: {}", decision.reason))?;
-    for rejection in &decision.rejected {
+    not_these(front, &decision.rejected)
+}
+
+fn not_these(front: &Front, rejected: &[Rejection]) -> Result<()> {
+    for rejection in rejected {
         front
             .printer
             .line(format!("not {}", policy::describe(&rejection.engine)))?;
