@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use luna_core::process::TerminalSize;
 use luna_core::{Error, Kind, Result};
+use luna_runtime::Sandbox;
 use luna_runtime::control::client::{Event, Input, Stream};
 use luna_runtime::control::{Attach, Ended};
 use signal_hook::consts::signal::{
@@ -38,15 +39,16 @@ impl Connection {
         }
     }
 
-    /// Passes everything back and forth. `None` where the user left the program to itself.
-    pub(crate) fn relay(&self, stream: Stream) -> Result<Option<Ended>> {
+    /// Passes everything back and forth. `None` where the user left the program to itself. `main` is the sandbox where the
+    /// program is its main one: signals then go on a connection of their own, past input that is not read.
+    pub(crate) fn relay(&self, stream: Stream, main: Option<&Sandbox>) -> Result<Option<Ended>> {
         let Stream { input, mut output } = stream;
         let left = Arc::new(AtomicBool::new(false));
         if self.terminal && self.input && terminal::stdin_is_terminal() {
             terminal::raw()?;
         }
         if self.signals || self.terminal {
-            self.pass_signals(&input)?;
+            self.pass_signals(&input, main)?;
         }
         if self.input {
             self.pass_input(input, Arc::clone(&left))?;
@@ -105,7 +107,7 @@ impl Connection {
             .map_err(|e| Error::io("cannot start a thread", e))
     }
 
-    fn pass_signals(&self, input: &Input) -> Result<()> {
+    fn pass_signals(&self, input: &Input, main: Option<&Sandbox>) -> Result<()> {
         let mut wanted = Vec::new();
         if self.signals {
             wanted.extend([
@@ -117,14 +119,21 @@ impl Connection {
         }
         let fail = |e: io::Error| Error::io("cannot take signals", e);
         let mut signals = signal_hook::iterator::Signals::new(wanted).map_err(fail)?;
-        let input = input.clone();
+        let (input, main) = (input.clone(), main.cloned());
         let mut known: Option<TerminalSize> = None;
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
                 for signal in signals.forever() {
                     if signal != SIGWINCH {
-                        let _ = input.signal(signal as u8);
+                        let number = signal as u8;
+                        // One that ended in between needs no signal.
+                        let _ = match &main {
+                            Some(sandbox) => {
+                                sandbox.client().and_then(|client| client.signal(number)).is_ok()
+                            }
+                            None => input.signal(number).is_ok(),
+                        };
                     } else if let Some(size) = terminal::size()
                         && known != Some(size)
                     {

@@ -49,7 +49,7 @@ pub(super) fn exec(front: &Front, args: &ExecArgs) -> Result<u8> {
     process.terminal = args.tty.then(|| terminal::size().unwrap_or(default_size));
     process.stdin = connection.input;
     match sandbox.client()?.exec(process, args.detach)? {
-        Some(stream) => run::ended(connection.relay(stream)?),
+        Some(stream) => run::ended(connection.relay(stream, None)?),
         None => Ok(0),
     }
 }
@@ -65,5 +65,5 @@ pub(super) fn attach(front: &Front, args: &AttachArgs) -> Result<u8> {
     };
     terminal::check(connection.terminal, connection.input)?;
     let stream = sandbox.client()?.attach(connection.attach(false))?;
-    run::ended(connection.relay(stream)?)
+    run::ended(connection.relay(stream, Some(&sandbox))?)
 }

@@ -46,7 +46,7 @@ pub(super) fn start(front: &Front, args: &StartArgs) -> Result<u8> {
             .start(&sandbox, Some(attach))?
             .expect("streams were asked for")
     };
-    run::ended(connection.relay(stream)?)
+    run::ended(connection.relay(stream, Some(&sandbox))?)
 }
 
 fn stop_one(sandbox: &Sandbox, args: &StopArgs) -> Result<()> {

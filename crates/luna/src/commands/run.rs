@@ -37,7 +37,7 @@ pub(super) fn run(front: &Front, args: &RunArgs) -> Result<u8> {
         }
     };
     match stream {
-        Some(stream) => ended(connection.relay(stream)?),
+        Some(stream) => ended(connection.relay(stream, Some(&sandbox))?),
         None => front.printer.line(sandbox.record.id.as_str()).map(|()| 0),
     }
 }
