@@ -52,7 +52,7 @@ pub(super) fn cp(front: &Front, args: &CpArgs) -> Result<()> {
                 .copy_in(&absolute(path), args.archive)?,
         ),
         (End::Host(source), End::Sandbox { name, path }) => {
-            into(&runtime.find(name)?, source, &absolute(path), args)
+            into(front, &runtime.find(name)?, source, &absolute(path), args)
         }
         (End::Sandbox { .. }, End::Sandbox { .. }) => Err(Error::new(
             Kind::Unsupported,
@@ -165,7 +165,7 @@ fn onto_a_file(source: &str, target: &str) -> Error {
     .because("a file is there")
 }
 
-fn into(sandbox: &Sandbox, source: &str, target: &str, args: &CpArgs) -> Result<()> {
+fn into(front: &Front, sandbox: &Sandbox, source: &str, target: &str, args: &CpArgs) -> Result<()> {
     let path = Path::new(source);
     let metadata = if args.follow_link || source.ends_with('/') || means_content(source) {
         std::fs::metadata(path)
@@ -179,12 +179,19 @@ fn into(sandbox: &Sandbox, source: &str, target: &str, args: &CpArgs) -> Result<
     }
     let place = place_in_sandbox(sandbox, source, metadata.is_dir(), target)?;
     let stream = sandbox.client()?.copy_in(&place.directory, args.archive)?;
-    copy_in::pack(stream, path, place.name.as_deref(), args.follow_link).map_err(|error| {
+    let packed = copy_in::pack(stream, path, place.name.as_deref(), args.follow_link);
+    let sockets = packed.map_err(|error| {
         error.context(format!(
             "cannot copy `{source}` to `{}:{target}`",
             sandbox.record.name
         ))
-    })
+    })?;
+    if sockets > 0 {
+        front
+            .printer
+            .note(format!("sockets cannot be copied: {sockets} left out"));
+    }
+    Ok(())
 }
 
 fn place_in_sandbox(

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use luna_core::{Error, Kind, Result};
@@ -25,13 +26,21 @@ pub(super) fn from_stdin(stream: Stream) -> Result<()> {
     }
 }
 
-/// Packs `path` under `name`, or its content where there is no name.
-pub(super) fn pack(stream: Stream, path: &Path, name: Option<&OsStr>, follow: bool) -> Result<()> {
-    let written = write(stream.input.clone(), path, name, follow);
-    finish(stream, written)
+/// Packs `path` under `name`, or its content where there is no name. Gives the number of sockets, which no archive
+/// holds, that were left out.
+pub(super) fn pack(stream: Stream, path: &Path, name: Option<&OsStr>, follow: bool) -> Result<usize> {
+    let mut sockets = 0;
+    let written = write(stream.input.clone(), path, name, follow, &mut sockets);
+    finish(stream, written).map(|()| sockets)
 }
 
-fn write(input: Input, path: &Path, name: Option<&OsStr>, follow: bool) -> io::Result<()> {
+fn write(
+    input: Input,
+    path: &Path,
+    name: Option<&OsStr>,
+    follow: bool,
+    sockets: &mut usize,
+) -> io::Result<()> {
     let mut archive = tar::Builder::new(io::BufWriter::with_capacity(256 << 10, Into(input)));
     archive.follow_symlinks(false);
     let name = Path::new(name.unwrap_or(OsStr::new(".")));
@@ -48,11 +57,32 @@ fn write(input: Input, path: &Path, name: Option<&OsStr>, follow: bool) -> io::R
         path.to_owned()
     };
     if resolved.symlink_metadata()?.is_dir() {
-        archive.append_dir_all(name, &resolved)?;
+        *sockets = append_tree(&mut archive, name, &resolved)?;
     } else {
         archive.append_path_with_name(&resolved, name)?;
     }
     archive.into_inner()?.flush()
+}
+
+/// A directory and all below it, links as links. Gives the number of sockets left out.
+fn append_tree(archive: &mut tar::Builder<impl Write>, name: &Path, root: &Path) -> io::Result<usize> {
+    let mut sockets = 0;
+    let mut directories = vec![(name.to_owned(), root.to_owned())];
+    while let Some((name, directory)) = directories.pop() {
+        archive.append_dir(&name, &directory)?;
+        for entry in std::fs::read_dir(&directory)? {
+            let entry = entry?;
+            let (kind, name, path) = (entry.file_type()?, name.join(entry.file_name()), entry.path());
+            if kind.is_dir() {
+                directories.push((name, path));
+            } else if kind.is_socket() {
+                sockets += 1;
+            } else {
+                archive.append_path_with_name(&path, &name)?;
+            }
+        }
+    }
+    Ok(sockets)
 }
 
 fn ends_in_directory(path: &Path) -> bool {
