@@ -9,8 +9,8 @@
 //! ever stand in an address.
 
 use std::io::Write;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use luna_core::error::Kind;
@@ -199,17 +199,18 @@ fn wanted(args: &UpArgs, name: Name, wall: WallRequest, network: Network) -> Res
     })?;
     spec.resources.shm = Some(SHARED_MEMORY);
     spec.network = network;
-    // In the host's network the service listens on the host's own port.
+    // In the host's network the service listens on the host's own port, and nobody else's interfaces are its business.
     if network == Network::None {
         spec.ports = vec![PortMapping {
-            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            address: Ipv4Addr::LOCALHOST.into(),
             host: args.port,
             sandbox: PORT,
         }];
     } else {
-        spec.program
-            .env
-            .push(("LUNA_PORT".to_owned(), args.port.to_string()));
+        spec.program.env.extend([
+            ("LUNA_PORT".to_owned(), args.port.to_string()),
+            ("LUNA_ADDRESS".to_owned(), Ipv4Addr::LOCALHOST.to_string()),
+        ]);
     }
     Ok(spec)
 }
@@ -255,7 +256,7 @@ fn obtain(runtime: &Runtime, args: &UpArgs, bars: &Bars) -> Result<Image> {
             Kind::NotFound,
             format!("cannot build `{}`: its source is not here", args.image),
         )
-        .hint("run this in Luna's repository, or set `LUNA_SOURCE` to where that is")
+        .hint("name Luna's repository: `LUNA_SOURCE=. luna up` where this is it")
     })?;
     bars.take(Progress::Note {
         text: format!("building `{}` from `{}`", args.image, context.display()),
@@ -266,21 +267,30 @@ fn obtain(runtime: &Runtime, args: &UpArgs, bars: &Bars) -> Result<Image> {
     runtime.build(&options, &progress)
 }
 
-/// The directory of Luna's own Dockerfile: in `LUNA_SOURCE`, here, or installed beside the executable.
+/// The directory of Luna's own Dockerfile: in `LUNA_SOURCE`, in the repository the executable was built in, or installed
+/// beside it. Never merely in the current directory, whose owner would decide what is built and what the image may do.
 fn source() -> Option<PathBuf> {
-    let installed = std::env::current_exe().ok().and_then(|path| {
-        let prefix = path.parent()?.parent()?.to_owned();
-        Some(prefix.join("share/luna"))
-    });
-    let named = std::env::var_os("LUNA_SOURCE")
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from);
-    let places = [named, Some(PathBuf::from(".")), installed];
-    places
+    let named = std::env::var_os("LUNA_SOURCE").filter(|path| !path.is_empty());
+    let place =
+        |path: PathBuf| Some(path.join("images/agent")).filter(|path| path.join("Dockerfile").exists());
+    if let Some(named) = named {
+        return place(named.into());
+    }
+    let executable = std::env::current_exe().ok()?;
+    places(&executable).into_iter().find_map(place)
+}
+
+/// Where an executable's source may be: `R` for `R/target/TUPLE/PROFILE/luna`, `P/share/luna` for `P/bin/luna`.
+fn places(executable: &Path) -> Vec<PathBuf> {
+    let above: Vec<&Path> = executable.ancestors().skip(1).collect();
+    let built = above.iter().take(3).find(|path| path.ends_with("target"));
+    let repository = built.and_then(|target| target.parent());
+    let installed = above.get(1).map(|prefix| prefix.join("share/luna"));
+    repository
+        .map(Path::to_owned)
         .into_iter()
-        .flatten()
-        .map(|place| place.join("images/agent"))
-        .find(|place| place.join("Dockerfile").exists())
+        .chain(installed)
+        .collect()
 }
 
 /// What is worth knowing of a program that does not answer.
@@ -449,5 +459,25 @@ impl Service {
         });
         let ticket = ticket.ok_or_else(|| fail("its answer holds none".to_owned()))?;
         Ok(format!("http://{}/?ticket={ticket}", self.address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_is_looked_for_where_the_executable_lies() {
+        let places = |path: &str| places(Path::new(path));
+        assert_eq!(places("/usr/bin/luna"), [Path::new("/usr/share/luna")]);
+        assert_eq!(
+            places("/home/me/luna/target/x86_64-unknown-linux-gnu/release/luna")[0],
+            Path::new("/home/me/luna")
+        );
+        assert_eq!(
+            places("/home/me/luna/target/release/luna")[0],
+            Path::new("/home/me/luna")
+        );
+        assert!(!places("/luna").contains(&PathBuf::from("")));
     }
 }
