@@ -101,6 +101,8 @@ pub(crate) enum Command {
     Tag(image::TagArgs),
     /// List images
     Images(image::ImagesArgs),
+    /// How an image came to be
+    History(image::HistoryArgs),
     /// Remove images
     Rmi(image::RmiArgs),
     /// Remove what is not used: stopped sandboxes, unnamed images, half-done work

@@ -83,7 +83,7 @@ pub(crate) fn run(command: Command, front: &Front) -> Result<u8> {
         Command::Prune(args) => images::prune(front, &args),
         Command::Image(ImageCommand::Prune(args)) => images::prune_images(front, &args),
         Command::Image(ImageCommand::Bootstrap(args)) => images::bootstrap(front, &args),
-        Command::Image(ImageCommand::History(args)) => images::history(front, &args),
+        Command::History(args) | Command::Image(ImageCommand::History(args)) => images::history(front, &args),
         Command::Image(ImageCommand::Inspect(args)) => {
             return inspect::inspect(front, &args, Some(Type::Image));
         }
@@ -163,8 +163,5 @@ pub(crate) fn confirmed(question: &str) -> Result<bool> {
             );
         }
     }
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
-    ))
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
