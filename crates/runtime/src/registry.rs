@@ -223,30 +223,16 @@ pub(crate) fn empty_trash(layout: &Layout) -> Result<()> {
     let path = layout.trash();
     let entries =
         fs::read_dir(&path).map_err(|e| Error::io(format!("cannot list `{}`", path.display()), e))?;
-    for entry in entries.flatten() {
-        bury(&entry.path());
-    }
-    Ok(())
+    // One that cannot be deleted does not keep the others.
+    entries
+        .flatten()
+        .map(|entry| bury(&entry.path()))
+        .fold(Ok(()), Result::and)
 }
 
-/// Deletes one discarded directory. Programs may have left directories without permissions in it.
-pub(crate) fn bury(grave: &std::path::Path) {
-    if fs::remove_dir_all(grave).is_err() && grave.exists() {
-        open_up(grave, 0);
-        let _ = fs::remove_dir_all(grave);
-    }
-}
-
-fn open_up(path: &std::path::Path, depth: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    if !is_directory || depth > 1024 {
-        return;
-    }
-    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        open_up(&entry.path(), depth + 1);
-    }
+/// Deletes one discarded directory, however deep and whatever its modes. What cannot be deleted stays for the next sweep.
+pub(crate) fn bury(grave: &std::path::Path) -> Result<()> {
+    luna_image::remove_tree(grave)
 }
 
 /// Removes names, ranges and directories that no sandbox stands behind: left by a Luna that was killed half way, or by a
@@ -257,7 +243,7 @@ pub(crate) fn sweep(layout: &Layout, reclaim: &dyn Fn(&Id)) -> Result<()> {
         let directory = layout.sandbox(&id);
         if !directory.join(sandbox::RECORD).exists() && !young(&directory) && !held(&directory) {
             reclaim(&id);
-            bury(&directory);
+            let _ = bury(&directory);
         }
     }
     for directory in [layout.root().join("names"), layout.ranges()] {

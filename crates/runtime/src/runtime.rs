@@ -330,7 +330,7 @@ impl Runtime {
         let _lock = hold(sandbox)?;
         self.reclaim(sandbox)?;
         let grave = registry::discard(&self.layout, sandbox)?;
-        registry::bury(&grave);
+        registry::bury(&grave)?;
         if volumes {
             self.remove_anonymous_volumes(sandbox);
         }
@@ -351,7 +351,7 @@ impl Runtime {
         for engine in &self.engines {
             engine.reclaim(&id)?;
         }
-        registry::bury(&self.layout.sandbox(&id));
+        registry::bury(&self.layout.sandbox(&id))?;
         registry::forget(&self.layout, &id);
         Ok(())
     }

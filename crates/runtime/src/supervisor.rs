@@ -404,7 +404,7 @@ impl Keeper<'_> {
         };
         self.shared.end(ended);
         if let Some(grave) = grave {
-            registry::bury(&grave);
+            let _ = registry::bury(&grave);
             remove_anonymous_volumes(self.layout, &self.record);
             events::record(self.layout, &self.record, Action::Destroy);
         }
@@ -424,7 +424,7 @@ impl Keeper<'_> {
         });
         if self.record.spec.remove {
             if let Ok(grave) = registry::discard(self.layout, &self.shared.sandbox) {
-                registry::bury(&grave);
+                let _ = registry::bury(&grave);
             }
             remove_anonymous_volumes(self.layout, &self.record);
         } else {

@@ -59,7 +59,7 @@ impl Volumes {
         if !data.exists() {
             let fail = |e| Error::io(format!("cannot make volume `{name}`"), e);
             let unfinished = directory.join("data.new");
-            crate::registry::bury(&unfinished);
+            crate::registry::bury(&unfinished)?;
             layout::make_directory(&unfinished)?;
             // Sandboxes' users walk in through the mount; the directories above it are closed.
             let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
@@ -112,7 +112,6 @@ impl Volumes {
         let grave = self.layout.trash().join(format!("volume-{name}"));
         fs::rename(self.layout.volumes().join(name.as_str()), &grave)
             .map_err(|e| Error::io(format!("cannot remove volume `{name}`"), e))?;
-        crate::registry::bury(&grave);
-        Ok(())
+        crate::registry::bury(&grave)
     }
 }

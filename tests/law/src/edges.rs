@@ -47,7 +47,7 @@ pub fn map() -> Vec<(String, String)> {
 
 /// Crates from elsewhere that only some of ours may name: an asynchronous runtime at the front doors, command-line
 /// parsing and HTTP servers nowhere else.
-const KEPT_TO: [(&str, &[&str]); 9] = [
+const KEPT_TO: [(&str, &[&str]); 8] = [
     ("tokio", &["luna", "workspace", "luna-image"]),
     ("async-std", &[]),
     ("smol", &[]),
@@ -55,7 +55,6 @@ const KEPT_TO: [(&str, &[&str]); 9] = [
     ("axum", &["luna", "workspace"]),
     ("hyper", &["luna", "workspace"]),
     ("reqwest", &["luna", "workspace", "luna-image"]),
-    ("oci-client", &["luna-image"]),
     ("libcontainer", &[]),
 ];
 
