@@ -54,6 +54,13 @@ fn a_floor_is_refused_before_anything_is_fetched() {
     if host.contains("\"vm\"") && luna.line("explain --require own-kernel").code == 0 {
         return;
     }
+    let explained = luna.line("explain --require own-kernel registry.invalid/image");
+    assert!(
+        explained.out.starts_with("not the container\n"),
+        "{}",
+        explained.out
+    );
+    explained.fails(125);
     let refused = luna
         .line("run --require own-kernel registry.invalid/image")
         .fails(125);

@@ -43,6 +43,18 @@ fn files_and_directories_land_where_docker_puts_them() {
     assert!(host.join("inner/leaf").exists());
     luna.run(["cp", "a:/tmp/tree", &path("file")]).fails(125);
     luna.run(["cp", "a:/missing", &path("x")]).fails(125);
+
+    let socket = std::os::unix::net::UnixListener::bind(host.join("tree/inner/socket")).unwrap();
+    let copied = luna.run(["cp", &path("tree"), "a:/home/tree"]);
+    assert!(
+        copied.err.contains("sockets cannot be copied: 1 left out"),
+        "{}",
+        copied.err
+    );
+    copied.ok();
+    assert_eq!(cat("/home/tree/inner/leaf"), "leaf");
+    drop(socket);
+    fs::remove_file(host.join("tree/inner/socket")).unwrap();
     luna.run(["cp", "a:/tmp", "a:/home"]).fails(125);
 
     let archive = luna.command(["cp", "a:/tmp/tree", "-"]).output().unwrap();
@@ -65,7 +77,10 @@ fn volumes_outlive_sandboxes() {
     assert_eq!(luna.line("volume ls -q").ok(), "kept\n");
     assert!(luna.line("volume inspect kept").ok().contains("\"Mountpoint\""));
     let silent = luna.line("volume prune --all").fails(125);
-    assert!(silent.ends_with("error: cannot remove anything without a yes\n  hint: `--force` does not ask\n"), "{silent}");
+    assert!(
+        silent.ends_with("error: cannot remove anything without a yes\n  hint: `--force` does not ask\n"),
+        "{silent}"
+    );
     luna.fed(["volume", "prune", "--all"], b"no\n").ok();
     let unnamed = luna.line("volume create").line();
     assert_eq!(luna.line("volume prune --force").line(), unnamed);

@@ -50,6 +50,20 @@ fn archives_carry_images_from_one_luna_to_another() {
         assert_eq!(other.line("run --rm busybox echo here").ok(), "here\n");
         other.line("rmi --force busybox").ok();
     }
+    let (link, file) = (luna.path("link"), luna.path("file"));
+    std::os::unix::fs::symlink("file", &link).unwrap();
+    luna.run(["save", "--output", link.to_str().unwrap(), "busybox"])
+        .ok();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && fs::metadata(&file).unwrap().len() > 0);
+    luna.run(["save", "--output", "/dev/null", "busybox"]).ok();
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    luna.run(["save", "--output", file.to_str().unwrap(), "missing"])
+        .fails(125);
+    assert!(
+        fs::metadata(&file).unwrap().len() > 0,
+        "a failure leaves what was there"
+    );
+    assert!(luna.line("history busybox").ok().starts_with("CREATED "));
     assert!(
         other
             .fed(["load"], b"no archive")

@@ -251,3 +251,19 @@ fn a_killed_supervisor_leaves_the_truth() {
     luna.line("start a").ok();
     assert_eq!(luna.field("a", "{{.State.Running}}"), "true");
 }
+
+#[test]
+fn what_cannot_be_read_can_still_be_removed() {
+    let Some(luna) = Luna::new() else { return };
+    let id = luna.line("create --name a busybox").line();
+    let record = luna.path("root/sandboxes").join(&id).join("sandbox.json");
+    std::fs::write(record, "{").unwrap();
+    let listed = luna.line("ps --all");
+    assert!(listed.err.contains("a"), "{}", listed.err);
+    let hint = luna.line("rm a").fails(125);
+    assert!(hint.contains("luna rm -f"), "{hint}");
+    assert_eq!(luna.line("rm --force a").ok(), "a\n");
+    let listed = luna.line("ps --all");
+    assert_eq!(listed.err, "");
+    luna.line("create --name a busybox").ok();
+}
