@@ -231,6 +231,9 @@ mod tests {
         }
     }
 
+    /// Host, what is asked, and the wall expected; none is a refusal.
+    type Row<'a> = (&'a HostReport, Asked, Option<(Wall, Option<Accelerator>)>);
+
     #[test]
     fn the_choice_as_a_table() {
         use Accelerator::{Kvm, Tcg};
@@ -240,7 +243,7 @@ mod tests {
         let everything = host(true, true, true, plenty);
         let no_kvm = host(true, true, false, plenty);
         let only_container = host(true, false, false, plenty);
-        let table: [(&HostReport, Asked, Option<(Wall, Option<Accelerator>)>); 12] = [
+        let table: [Row<'_>; 12] = [
             (
                 &everything,
                 asked(Auto, None, false),
@@ -272,26 +275,23 @@ mod tests {
         ];
         for (host, asked, expected) in table {
             let outcome = decide(&asked, host);
-            match expected {
-                Some((wall, accelerator)) => {
-                    let decision = outcome.unwrap();
-                    assert_eq!(
-                        (decision.engine.wall, decision.engine.accelerator),
-                        (wall, accelerator),
-                        "{asked:?}"
-                    );
-                    assert_eq!(
-                        decision.rejected.len(),
-                        2,
-                        "every other engine is explained: {asked:?}"
-                    );
-                }
-                None => {
-                    let error = outcome.unwrap_err();
-                    assert_eq!(error.kind(), Kind::Refused, "{asked:?}");
-                    assert!(error.hint_text().is_some());
-                }
-            }
+            let Some((wall, accelerator)) = expected else {
+                let error = outcome.unwrap_err();
+                assert_eq!(error.kind(), Kind::Refused, "{asked:?}");
+                assert!(error.hint_text().is_some());
+                continue;
+            };
+            let decision = outcome.unwrap();
+            assert_eq!(
+                (decision.engine.wall, decision.engine.accelerator),
+                (wall, accelerator),
+                "{asked:?}"
+            );
+            assert_eq!(
+                decision.rejected.len(),
+                2,
+                "every other engine is explained: {asked:?}"
+            );
         }
     }
 

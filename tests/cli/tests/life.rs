@@ -259,7 +259,7 @@ fn what_cannot_be_read_can_still_be_removed() {
     let record = luna.path("root/sandboxes").join(&id).join("sandbox.json");
     std::fs::write(record, "{").unwrap();
     let listed = luna.line("ps --all");
-    assert!(listed.err.contains("a"), "{}", listed.err);
+    assert!(listed.err.contains('a'), "{}", listed.err);
     let hint = luna.line("rm a").fails(125);
     assert!(hint.contains("luna rm -f"), "{hint}");
     assert_eq!(luna.line("rm --force a").ok(), "a\n");
