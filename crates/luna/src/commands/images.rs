@@ -31,7 +31,8 @@ const COLUMNS_WITH_DIGEST: [Column; 6] = [
 
 pub(super) fn images(front: &Front, args: &ImagesArgs) -> Result<()> {
     let filters = filters(&args.filter, &["reference", "label", "dangling"])?;
-    let images = front.runtime()?.store().list()?;
+    let store = front.runtime()?.store().clone();
+    let images = store.list()?;
     let mut rows = Vec::new();
     for image in images.iter().rev() {
         let names: Vec<Option<&Reference>> = match image.references.as_slice() {
@@ -54,7 +55,11 @@ pub(super) fn images(front: &Front, args: &ImagesArgs) -> Result<()> {
     } else {
         &COLUMNS
     };
-    List { columns, rows }.print(front.printer, &ListStyle::of(&args.list, "ID"))
+    List { columns, rows }.print(front.printer, &ListStyle::of(&args.list, "ID"))?;
+    for error in &store.broken()? {
+        front.printer.error(error);
+    }
+    Ok(())
 }
 
 fn passes(
