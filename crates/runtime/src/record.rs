@@ -112,6 +112,8 @@ pub struct Status {
     pub supervisor: Option<u32>,
     /// Stopped by a command: `unless-stopped` leaves it alone.
     pub stopped: bool,
+    /// The process that made it and may be about to start it: no prune takes a sandbox from under its maker.
+    pub maker: u32,
 }
 
 impl Status {
@@ -129,6 +131,7 @@ impl Status {
             ports: Vec::new(),
             supervisor: None,
             stopped: false,
+            maker: std::process::id(),
         }
     }
 }

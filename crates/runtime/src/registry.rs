@@ -261,7 +261,7 @@ pub(crate) fn sweep(layout: &Layout, reclaim: &dyn Fn(&Id)) -> Result<()> {
 }
 
 /// Whether something is too new to be called abandoned: it may be in the making.
-pub(crate) fn young(path: &std::path::Path) -> bool {
+fn young(path: &std::path::Path) -> bool {
     let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
     let age = modified.ok().and_then(|time| time.elapsed().ok());
     age.is_none_or(|age| age < std::time::Duration::from_secs(10))

@@ -370,13 +370,12 @@ impl Runtime {
         let mut pruned = Pruned::default();
         let (sandboxes, _) = self.list()?;
         for sandbox in sandboxes {
-            // One that was made this moment is about to be started.
-            let fresh = registry::young(&sandbox.directory)
-                && sandbox
-                    .status()
-                    .is_ok_and(|status| status.state == State::Created);
+            let in_the_making = sandbox.status().is_ok_and(|status| {
+                let alive = Path::new("/proc").join(status.maker.to_string()).exists();
+                status.state == State::Created && status.maker != std::process::id() && alive
+            });
             let idle = sandbox.supervised().is_ok_and(|supervised| !supervised);
-            if idle && !fresh && self.remove(&sandbox, false, true).is_ok() {
+            if idle && !in_the_making && self.remove(&sandbox, false, true).is_ok() {
                 pruned.sandboxes.push(sandbox.record.name);
             }
         }
