@@ -240,11 +240,19 @@ fn stat_tells_links_from_what_they_lead_to() {
 fn processes_are_listed() {
     let guest = Guest::new();
     let child = guest.session.exec(&process(&["sleep", "77777"])).unwrap();
-    let list = guest.session.processes().unwrap();
-    let found = list
-        .iter()
-        .find(|process| process.pid == child.handle().pid())
-        .unwrap();
+    // A program that has only just been executed has no page in memory yet.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let (list, found) = loop {
+        let list = guest.session.processes().unwrap();
+        let found = list
+            .iter()
+            .find(|process| process.pid == child.handle().pid())
+            .unwrap()
+            .clone();
+        if found.resident.0 > 0 || std::time::Instant::now() > until {
+            break (list, found);
+        }
+    };
     assert_eq!(found.command, "sleep 77777");
     assert_eq!(found.parent, guest.init.id());
     assert_eq!(found.user, "root");

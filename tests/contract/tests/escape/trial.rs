@@ -171,7 +171,7 @@ impl<'a> Trial<'a> {
             }
         }
         let wrap = if self.attempt.command[0] == "host-key" {
-            let program = binaries::attempt().display().to_string();
+            let program = land.path("bin/attempt").display().to_string();
             vec![
                 program,
                 "with-key".into(),
