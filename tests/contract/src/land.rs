@@ -233,7 +233,13 @@ impl Land {
     pub fn abstract_listener(&self) -> UnixListener {
         use std::os::linux::net::SocketAddrExt as _;
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&self.secret);
-        let listener = UnixListener::bind_addr(&address.expect("the secret is short"));
+        let address = address.expect("the secret is short");
+        // Another attempt may have it for the moment, or a process just forked off it.
+        let mut listener = None;
+        bounded::wait_until(LIMIT, || {
+            listener = UnixListener::bind_addr(&address).ok();
+            listener.is_some()
+        });
         let listener = listener.expect("the secret is nobody else's name");
         listener
             .set_nonblocking(true)
