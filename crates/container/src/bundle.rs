@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use luna_core::capability::Capabilities;
-use luna_core::engine::{Bundle, Endpoint, IdRange, Mount};
+use luna_core::engine::{Bundle, Endpoint, IdRange, Mount, Root as BundleRoot};
 use luna_core::spec::{Resources, Seccomp, SwapLimit};
 use luna_core::units::Bytes;
 use luna_core::{Error, Kind, Result};
@@ -47,6 +47,19 @@ pub(crate) fn jail_spec(bundle: Bundle, channel: OwnedFd) -> Result<luna_jail::S
             .because("the sandbox is granted the capability SYS_ADMIN, which can remount it")
             .hint("drop `--cap-add SYS_ADMIN`, or mount the volume writable"));
     }
+    if confinement.privileged {
+        return Err(
+            Error::new(Kind::Refused, "cannot give a container all privileges")
+                .because("its kernel is the host's")
+                .hint("let it have a kernel of its own: `--isolation vm`"),
+        );
+    }
+    let BundleRoot::Tree(root) = bundle.root else {
+        return Err(Error::new(
+            Kind::Internal,
+            "cannot use disks as a container's root",
+        ));
+    };
     let limits = limits(&bundle.resources)?;
     let devices = confinement.devices.into_iter().map(|device| JailMount::Device {
         source: device.source,
@@ -68,10 +81,10 @@ pub(crate) fn jail_spec(bundle: Bundle, channel: OwnedFd) -> Result<luna_jail::S
             count: IdRange::COUNT,
         },
         root: Root::Overlay {
-            lower: bundle.root.lower,
-            upper: bundle.root.upper,
-            work: bundle.root.work,
-            read_only: bundle.root.read_only,
+            lower: root.lower,
+            upper: root.upper,
+            work: root.work,
+            read_only: root.read_only,
         },
         hostname: bundle.hostname,
         files: bundle

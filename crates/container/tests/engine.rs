@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use luna_container::Container;
 use luna_core::capability::Capabilities;
 use luna_core::engine::{
-    Bundle, Confinement, Endpoint, Engine as _, IdRange, Instance, Mount, OverlaidFile, Tree,
+    Bundle, Confinement, Endpoint, Engine as _, IdRange, Instance, Mount, OverlaidFile, Root, Tree,
 };
 use luna_core::name::Id;
 use luna_core::process::{ExitStatus, Process, Rlimit, RlimitKind};
@@ -52,12 +52,12 @@ impl World {
         Bundle {
             id: Id::from_random(bits),
             init: luna_jail::sealed(&init).expect("`cargo test -p luna-container` builds the example"),
-            root: Tree {
+            root: Root::Tree(Tree {
                 lower: vec![self.path("lower")],
                 upper: self.path("upper"),
                 work: self.path("work"),
                 read_only: false,
-            },
+            }),
             ids: IdRange { base: 1_300_000_000 },
             hostname: "box".into(),
             files: vec![OverlaidFile {
@@ -75,6 +75,7 @@ impl World {
                 devices: Vec::new(),
                 apparmor: None,
                 selinux: None,
+                privileged: false,
             },
         }
     }

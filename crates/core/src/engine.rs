@@ -122,7 +122,7 @@ pub struct Bundle {
     pub id: Id,
     /// A sealed memfd that holds `luna-init`.
     pub init: OwnedFd,
-    pub root: Tree,
+    pub root: Root,
     pub ids: IdRange,
     pub hostname: String,
     /// Small files of Luna's laid over the image's own: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
@@ -131,6 +131,30 @@ pub struct Bundle {
     pub endpoint: Endpoint,
     pub resources: Resources,
     pub confinement: Confinement,
+}
+
+/// What the sandbox sees as `/`, in the form its engine's [`EngineProfile::root`] names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    Tree(Tree),
+    Disk(Disk),
+}
+
+/// A root filesystem on two disks, and the kernel that mounts them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The kernel's directory, as `luna kernel` keeps it.
+    pub kernel: PathBuf,
+    /// An EROFS image of the image's merged layers; never written to.
+    pub base: PathBuf,
+    /// A sparse file with an ext4 file system, left by an earlier start of the same sandbox or made by the engine.
+    pub upper: PathBuf,
+    /// How large `upper` is made.
+    pub upper_size: Bytes,
+    pub read_only: bool,
+    /// Sockets of the host's that are offered inside, each as a listening socket at its path; whoever connects there is
+    /// carried to the host through init's channel.
+    pub sockets: Vec<PathBuf>,
 }
 
 /// A root filesystem of unpacked layers with one writable directory over them.
@@ -200,6 +224,8 @@ pub struct Confinement {
     pub devices: Vec<crate::spec::Device>,
     pub apparmor: Option<String>,
     pub selinux: Option<String>,
+    /// The guest kernel is the sandbox's own to the full: its devices, its modules, every capability. Only behind a VM.
+    pub privileged: bool,
 }
 
 /// What an instance has used so far. Fields the host cannot count are `None`, never 0.

@@ -325,6 +325,7 @@ impl Init {
             Request::Signal { .. } | Request::Resize { .. } => usize::MAX,
             Request::Start(_) | Request::Exec(_) => MAX_STREAMS,
             Request::Connect { .. }
+            | Request::Accept { .. }
             | Request::CopyIn { .. }
             | Request::CopyOut { .. }
             | Request::Stat { .. }
@@ -360,6 +361,7 @@ impl Init {
                 Ok(())
             }
             Request::Connect { port } => self.connecting.start(stream, port),
+            Request::Accept { .. } => Err(Failure::new(Stage::Path, libc::ENOENT)),
             Request::CopyIn { .. } | Request::CopyOut { .. } | Request::Stat { .. } | Request::Processes => {
                 let worker = worker::start(&request, self.origin.null.as_fd())?;
                 self.tasks.add_worker(stream, worker, &mut self.flows);

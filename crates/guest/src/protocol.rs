@@ -19,6 +19,7 @@
 //! ```text
 //! Start, Exec        Started, then Exited after the last byte of output   data: stdin in, stdout out
 //! Connect            Done                                                 data: both ways
+//! Accept             Done, when somebody has connected inside             data: both ways
 //! CopyIn             Done, then Done when the archive is unpacked         data: tar in
 //! CopyOut            Done                                                 data: tar out; ends in `reset` after Failed
 //! Processes          Done                                                 data: a postcard `GuestProcess` after another
@@ -36,6 +37,7 @@
 //! data beyond the credit or a reply nobody waits for ends the session.
 
 mod frame;
+pub mod machine;
 mod message;
 
 pub use frame::{Body, Decoder, Frame, FrameKind, HEADER, MAX_PAYLOAD, Violation, WINDOW, header};

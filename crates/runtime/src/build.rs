@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::thread;
 
-use luna_core::engine::{Bundle, Confinement, Endpoint, Engine, IdRange, OverlaidFile};
+use luna_core::engine::{Bundle, Confinement, Endpoint, Engine, IdRange, OverlaidFile, Root};
 use luna_core::event::Sink;
 use luna_core::name::Id;
 use luna_core::process::ExitStatus;
@@ -58,7 +58,7 @@ fn run(engine: &dyn Engine, id: &Id, ids: IdRange, step: Step<'_>) -> Result<Exi
     let bundle = Bundle {
         id: id.clone(),
         init: supervisor::init()?,
-        root: step.tree,
+        root: Root::Tree(step.tree),
         ids,
         hostname: "build".to_owned(),
         files: vec![
@@ -82,6 +82,7 @@ fn run(engine: &dyn Engine, id: &Id, ids: IdRange, step: Step<'_>) -> Result<Exi
             devices: Vec::new(),
             apparmor: None,
             selinux: None,
+            privileged: false,
         },
     };
     let mut instance = engine.start(bundle)?;

@@ -43,6 +43,11 @@ pub enum Request {
     Connect {
         port: u16,
     },
+    /// The next connection made inside to the socket that the machine offers at this path. Answered when there is one, so
+    /// a host keeps some of these open for each socket.
+    Accept {
+        socket: String,
+    },
     /// Unpacks a tar archive into a directory that exists.
     CopyIn {
         directory: String,

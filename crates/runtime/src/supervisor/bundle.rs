@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use luna_core::engine::{Bundle, Confinement, Endpoint, Mount, OverlaidFile, Tree};
+use luna_core::engine::{Bundle, Confinement, Endpoint, Mount, OverlaidFile, Root, Tree};
 use luna_core::spec::Network;
 use luna_core::units::Bytes;
 use luna_core::{Error, Kind, Result};
@@ -28,12 +28,12 @@ pub(crate) fn assemble(
     Ok(Bundle {
         id: record.id.clone(),
         init: init()?,
-        root: Tree {
+        root: Root::Tree(Tree {
             lower,
             upper: directory.join("upper"),
             work: directory.join("work"),
             read_only: record.spec.read_only,
-        },
+        }),
         ids: record.ids,
         hostname: record.hostname.clone(),
         files: files(record),
@@ -48,6 +48,7 @@ pub(crate) fn assemble(
             devices: security.devices.clone(),
             apparmor: security.apparmor.clone(),
             selinux: security.selinux.clone(),
+            privileged: security.privileged,
         },
     })
 }
