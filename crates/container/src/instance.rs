@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use luna_core::engine::{Bundle, Control, Instance, Usage};
+use luna_core::engine::{Bundle, Control, Instance, Outside, Usage};
 use luna_core::process::ExitStatus;
 use luna_core::spec::Resources;
 use luna_core::{Error, Kind, Result};
@@ -68,5 +68,9 @@ impl Control for Remote {
 
     fn update(&self, resources: &Resources) -> Result<()> {
         self.0.update(&bundle::limits(resources)?)
+    }
+
+    fn outside(&self) -> Result<Outside> {
+        self.0.outside()
     }
 }

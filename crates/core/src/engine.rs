@@ -54,6 +54,33 @@ pub trait Control: Send + Sync {
     fn usage(&self) -> Result<Usage>;
     /// Changes limits in place; what cannot be enforced is an error and changes nothing.
     fn update(&self, resources: &Resources) -> Result<()>;
+    /// Where the wall can be looked at from outside, and what it is made of that no file of the kernel's shows.
+    fn outside(&self) -> Result<Outside>;
+}
+
+/// A running wall as its engine knows it, for whoever measures it. Nothing in it comes from inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outside {
+    /// The host's pid of the jail's first process: init of a container, the VMM of a machine.
+    pub pid: u32,
+    pub cgroups: Vec<CgroupPlace>,
+    /// The seccomp program the jail runs under, as the kernel was given it; `None` without a filter.
+    pub seccomp: Option<Vec<u8>>,
+    /// The Landlock version whose scopes the jail is in; `None` where it entered no domain.
+    pub landlock: Option<u32>,
+    /// Absolute paths in the jail that are covered by nothing readable.
+    pub masked: Vec<PathBuf>,
+    /// Absolute paths in the jail that can only be read.
+    pub read_only: Vec<PathBuf>,
+}
+
+/// One cgroup directory of a jail's on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupPlace {
+    pub path: PathBuf,
+    /// 1 or 2.
+    pub version: u8,
+    pub controllers: Vec<String>,
 }
 
 /// The two walls.

@@ -22,6 +22,7 @@ mod intake;
 mod processes;
 mod relay;
 mod spawn;
+mod surroundings;
 mod sys;
 mod tasks;
 mod users;
@@ -329,7 +330,8 @@ impl Init {
             | Request::CopyIn { .. }
             | Request::CopyOut { .. }
             | Request::Stat { .. }
-            | Request::Processes => MAX_STREAMS - RESERVED_STREAMS,
+            | Request::Processes
+            | Request::Measure { .. } => MAX_STREAMS - RESERVED_STREAMS,
         };
         if self.flows.len() + self.tasks.len() + self.connecting.len() >= most {
             return Err(Failure::new(Stage::Streams, libc::EMFILE));
@@ -362,8 +364,12 @@ impl Init {
             }
             Request::Connect { port } => self.connecting.start(stream, port),
             Request::Accept { .. } => Err(Failure::new(Stage::Path, libc::ENOENT)),
-            Request::CopyIn { .. } | Request::CopyOut { .. } | Request::Stat { .. } | Request::Processes => {
-                let worker = worker::start(&request, self.origin.null.as_fd())?;
+            Request::CopyIn { .. }
+            | Request::CopyOut { .. }
+            | Request::Stat { .. }
+            | Request::Processes
+            | Request::Measure { .. } => {
+                let worker = worker::start(&request, self.origin.null.as_fd(), self.tasks.main_pid())?;
                 self.tasks.add_worker(stream, worker, &mut self.flows);
                 Ok(())
             }

@@ -23,6 +23,7 @@
 //! CopyIn             Done, then Done when the archive is unpacked         data: tar in
 //! CopyOut            Done                                                 data: tar out; ends in `reset` after Failed
 //! Processes          Done                                                 data: a postcard `GuestProcess` after another
+//! Measure            Done                                                 data: one postcard `Surroundings`
 //! Stat               Found
 //! Signal, Resize     Done
 //! anything           Failed in place of any reply; it is the last
@@ -42,6 +43,6 @@ mod message;
 
 pub use frame::{Body, Decoder, Frame, FrameKind, HEADER, MAX_PAYLOAD, Violation, WINDOW, header};
 pub use message::{
-    Failure, FileKind, FileStatus, GuestProcess, Hello, MAX_MESSAGE, MAX_STREAMS, Ownership,
-    RESERVED_STREAMS, Reply, Request, Scope, Stage, VERSION, decode, encode,
+    Attempt, Failure, FileKind, FileStatus, GuestProcess, Hello, MAX_ATTEMPTS, MAX_MESSAGE, MAX_STREAMS,
+    Ownership, RESERVED_STREAMS, Reply, Request, Scope, Seen, Stage, Surroundings, VERSION, decode, encode,
 };

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use luna_core::process::Process;
 use luna_core::{Error, Kind, Result};
 
-use crate::protocol::{FileStatus, GuestProcess, Ownership, Reply, Request, Violation};
+use crate::protocol::{FileStatus, GuestProcess, Ownership, Reply, Request, Surroundings, Violation, decode};
 
 use link::{Handle, Link};
 
@@ -139,6 +139,21 @@ impl Session {
             rest = after;
         }
         Ok(list)
+    }
+
+    /// What stands round the processes inside, as init finds it, and what became of trying `paths`. All of it is the
+    /// guest's word.
+    pub fn measure(&self, paths: Vec<String>) -> Result<Surroundings> {
+        let (stream, reply) = self.ask(&Request::Measure { paths }, "/proc")?;
+        if reply != Reply::Done {
+            return Err(self.astray());
+        }
+        let mut bytes = Vec::new();
+        StreamReader::new(&stream)
+            .take(MAX_LIST)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::io("cannot measure the sandbox from inside", error))?;
+        decode(&bytes).map_err(link::corrupt)
     }
 
     /// Ends the session at once: init kills everything behind the wall and exits. Calls that wait fail.

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use luna_core::engine::Usage;
+use luna_core::engine::{CgroupPlace, Usage};
 use luna_core::{Error, Kind, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -174,6 +174,18 @@ impl Cgroups {
                 Version::One => {}
             }
         }
+    }
+
+    pub(crate) fn places(&self) -> Vec<CgroupPlace> {
+        let place = |group: &Group| CgroupPlace {
+            path: group.path.clone(),
+            version: match group.version {
+                Version::One => 1,
+                Version::Two => 2,
+            },
+            controllers: group.controllers.clone(),
+        };
+        self.groups.iter().map(place).collect()
     }
 
     fn of(&self, version: Version) -> impl Iterator<Item = &Group> {

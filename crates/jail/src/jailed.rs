@@ -1,9 +1,10 @@
 //! A running jail: one process that is init of everything inside, and the end of it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use luna_core::engine::Usage;
+use luna_core::engine::{Outside, Usage};
 use luna_core::process::ExitStatus;
 use luna_core::{Error, Kind, Result};
 use rustix::io::Errno;
@@ -11,6 +12,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::cgroup::Cgroups;
 use crate::spec::Limits;
+use crate::sys::Instruction;
 
 /// A running jail. Drop kills everything inside, waits for it to be gone and removes the cgroups.
 #[derive(Debug)]
@@ -25,15 +27,27 @@ pub struct Handle(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     process: Process,
+    standing: Standing,
     /// Gone once the jail has been dropped, whoever still holds a handle.
     cgroups: RwLock<Option<Cgroups>>,
 }
 
+/// What was put up round the jail and cannot be read back from a file.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    pub(crate) seccomp: Option<Arc<[Instruction]>>,
+    /// The kernel's version of Landlock, where the jail is in a domain.
+    pub(crate) landlock: Option<u32>,
+    pub(crate) masked: Vec<PathBuf>,
+    pub(crate) read_only: Vec<PathBuf>,
+}
+
 impl Jailed {
-    pub(crate) fn new(process: Process, cgroups: Cgroups) -> Jailed {
+    pub(crate) fn new(process: Process, cgroups: Cgroups, standing: Standing) -> Jailed {
         Jailed {
             shared: Arc::new(Shared {
                 process,
+                standing,
                 cgroups: RwLock::new(Some(cgroups)),
             }),
         }
@@ -99,6 +113,28 @@ impl Handle {
     /// Changes limits in place; on error all are as before.
     pub fn update(&self, limits: &Limits) -> Result<()> {
         self.0.living("change", |cgroups| cgroups.update(limits))
+    }
+
+    /// Where this jail can be looked at, and what stands round it.
+    pub fn outside(&self) -> Result<Outside> {
+        let Standing {
+            seccomp,
+            landlock,
+            masked,
+            read_only,
+        } = &self.0.standing;
+        self.0.living("look at", |cgroups| {
+            Ok(Outside {
+                pid: self.0.process.pid().as_raw_nonzero().get().unsigned_abs(),
+                cgroups: cgroups.places(),
+                seccomp: seccomp
+                    .as_ref()
+                    .map(|program| program.iter().copied().flat_map(Instruction::bytes).collect()),
+                landlock: *landlock,
+                masked: masked.clone(),
+                read_only: read_only.clone(),
+            })
+        })
     }
 }
 

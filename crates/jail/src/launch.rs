@@ -21,7 +21,7 @@ use rustix::net::{
 
 use crate::cgroup::{self, Cgroups, Devices};
 use crate::child::{self, MOST_MOUNTS, Report};
-use crate::jailed::{Jailed, Process};
+use crate::jailed::{Jailed, Process, Standing};
 use crate::mount::{self, IdMapping};
 use crate::plan::{self, Inherited, Plan};
 use crate::spec::{Defences, Network, Spec};
@@ -77,9 +77,15 @@ pub fn launch(spec: Spec) -> Result<Jailed> {
     send(&ours, &mounts).map_err(cannot)?;
     drop((mounts, namespace));
     await_program(&ours, &plan, &process).map_err(cannot)?;
+    let standing = Standing {
+        seccomp: inherited.seccomp,
+        landlock: landlock.and(sys::landlock_version().ok()),
+        masked: plan::masked(&spec.defences),
+        read_only: plan::read_only(&spec.defences),
+    };
     // The launcher's copies of what the program inherits: the other end of a channel must see it close.
     drop(spec);
-    Ok(Jailed::new(process, cgroups))
+    Ok(Jailed::new(process, cgroups, standing))
 }
 
 /// Removes what a launcher that was killed with SIGKILL could not remove of the jail `name`: its cgroups. Everything else

@@ -4,6 +4,8 @@
 mod file_system;
 mod thermal;
 
+pub(crate) use file_system::{masked, read_only};
+
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;

@@ -133,6 +133,14 @@ pub(crate) struct Instruction {
     pub(crate) operand: u32,
 }
 
+impl Instruction {
+    /// The eight bytes the kernel reads.
+    pub(crate) fn bytes(self) -> [u8; 8] {
+        let ([c0, c1], [o0, o1, o2, o3]) = (self.code.to_ne_bytes(), self.operand.to_ne_bytes());
+        [c0, c1, self.jump_true, self.jump_false, o0, o1, o2, o3]
+    }
+}
+
 /// Puts the calling thread behind a seccomp filter, for good.
 pub(crate) fn seccomp_filter(program: &[Instruction]) -> Result<()> {
     #[repr(C)]

@@ -174,6 +174,14 @@ pub(super) fn execute(program: &CString, arguments: &Strings, environment: &Stri
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOSYS)
 }
 
+/// The version of Landlock the kernel offers, if any.
+pub(super) fn landlock_version() -> Option<u32> {
+    // SAFETY: with this flag (LANDLOCK_CREATE_RULESET_VERSION) the kernel takes no pointer and makes no descriptor.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u8>(), 0usize, 1u32) };
+    u32::try_from(version).ok()
+}
+
 /// Whether the current directory can be reached from the root: the kernel puts `(unreachable)` before it otherwise.
 pub(super) fn current_directory_is_inside() -> bool {
     let mut buffer = [0u8; libc::PATH_MAX as usize];

@@ -1,5 +1,5 @@
 //! Work that may wait in the kernel for long, done by a forked copy of init so that init itself never waits: archives,
-//! `stat`, the list of processes.
+//! `stat`, the list of processes, what stands round them.
 //!
 //! The copy has the archive (or nothing) at descriptor 0, its output at 1, and at 2 the pipe for its replies, each as
 //! `length: u16 LE | postcard Reply`. It ends with code 0 once it has said everything.
@@ -16,6 +16,7 @@ use super::archive;
 use super::flow::Sink;
 use super::processes;
 use super::spawn::do_not_wait;
+use super::surroundings;
 use super::sys::{self, Fork};
 
 /// Init's ends of a worker.
@@ -27,14 +28,16 @@ pub(super) struct Worker {
 }
 
 /// Starts on `request`, which is one of those a worker does.
-pub(super) fn start(request: &Request, null: BorrowedFd<'_>) -> Result<Worker, Failure> {
+pub(super) fn start(request: &Request, null: BorrowedFd<'_>, main: Option<i32>) -> Result<Worker, Failure> {
     let failed = |errno: Errno| Failure::new(Stage::Pipe, errno.raw_os_error());
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed);
     let (status, far_status) = pipe()?;
     let input = matches!(request, Request::CopyIn { .. }).then(pipe).transpose()?;
-    let output = matches!(request, Request::CopyOut { .. } | Request::Processes)
-        .then(pipe)
-        .transpose()?;
+    let has_output = matches!(
+        request,
+        Request::CopyOut { .. } | Request::Processes | Request::Measure { .. }
+    );
+    let output = has_output.then(pipe).transpose()?;
     do_not_wait(&status).map_err(failed)?;
     if let Some((_, near)) = &input {
         do_not_wait(near).map_err(failed)?;
@@ -61,17 +64,20 @@ pub(super) fn start(request: &Request, null: BorrowedFd<'_>) -> Result<Worker, F
             }
             // Init's own descriptors, among them other processes' pipes, must not stay open in here.
             sys::close_from_3();
-            sys::leave(work(request).into());
+            sys::leave(work(request, main).into());
         }
     }
 }
 
-fn work(request: &Request) -> u8 {
+fn work(request: &Request, main: Option<i32>) -> u8 {
     let result = match request {
         Request::CopyIn { directory, ownership } => archive::unpack(directory, *ownership, say),
         Request::CopyOut { path, follow } => archive::pack(path, *follow, say),
         Request::Stat { path, follow } => stat(path, *follow).and_then(|found| say(&Reply::Found(found))),
         Request::Processes => say(&Reply::Done).and_then(|()| processes::list(&mut Output)),
+        Request::Measure { paths } => {
+            say(&Reply::Done).and_then(|()| surroundings::measure(main, paths, &mut Output))
+        }
         _ => Err(Failure::new(Stage::Request, libc::EINVAL)),
     };
     let told = result.or_else(|failure| say(&Reply::Failed(failure)));

@@ -18,6 +18,9 @@ pub const MAX_STREAMS: usize = 2048;
 /// How many of them only a Start or an Exec may take: whoever fills a sandbox with connections or copies leaves a way in.
 pub const RESERVED_STREAMS: usize = 64;
 
+/// Paths that one Measure may try.
+pub const MAX_ATTEMPTS: usize = 4096;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub version: u16,
@@ -63,6 +66,10 @@ pub enum Request {
         follow: bool,
     },
     Processes,
+    /// What stands round the processes inside, and what becomes of trying `paths` (at most [`MAX_ATTEMPTS`]).
+    Measure {
+        paths: Vec<String>,
+    },
 }
 
 /// Whom a signal reaches.
@@ -205,6 +212,50 @@ pub struct GuestProcess {
     pub age: Duration,
     /// Arguments joined by spaces, or the name in brackets where there are none. Not to be printed raw.
     pub command: String,
+}
+
+/// What a copy of init finds round itself. Files of `/proc` are as the kernel writes them, empty where they cannot be
+/// read; the guest's own words, so to be parsed as hostile and not to be printed raw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// uname(2).
+    pub release: String,
+    pub version: String,
+    pub machine: String,
+    /// `status` of init and of the main process.
+    pub init: String,
+    pub main: String,
+    /// `mountinfo`.
+    pub mounts: String,
+    pub uid_map: String,
+    pub gid_map: String,
+    /// `attr/current`.
+    pub label: String,
+    /// The version the kernel answers with.
+    pub landlock: Option<u32>,
+    /// Name and inode.
+    pub namespaces: Vec<(String, u64)>,
+    pub attempts: Vec<Attempt>,
+}
+
+/// What became of trying one path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub path: String,
+    pub seen: Seen,
+    /// Whether it could be opened for writing, or the kernel's number for why not.
+    pub writable: Result<(), i32>,
+}
+
+/// What reading showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seen {
+    Missing,
+    /// The null device in its place.
+    Null,
+    Empty,
+    Content,
+    Refused(i32),
 }
 
 /// The wire form of a message.

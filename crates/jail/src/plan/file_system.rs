@@ -1,15 +1,16 @@
 //! The part of the plan that builds what the jail sees as files: its root, the kernel's file systems, `/dev`, masks,
 //! small files and mounts.
 
-use std::ffi::CStr;
-use std::path::Path;
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use luna_core::Result;
 use rustix::mount::MountAttrFlags;
 
 use super::{DEVICES, Draft, QUIET, literal, thermal};
 use crate::mount::Source;
-use crate::spec::{Mount, Network, Root, Spec};
+use crate::spec::{Defences, Mount, Network, Root, Spec};
 use crate::step::{Slot, Step, TargetKind};
 
 /// Directories and files of `/proc` that say or do too much; docker's list (moby `oci/defaults.go`).
@@ -28,6 +29,31 @@ const MASKED_IN_PROC: [&CStr; 10] = [
 /// With the counters of [`thermal`], of which there are as many as processors.
 const MASKED_IN_SYS: [&CStr; 2] = [c"firmware", c"devices/virtual/powercap"];
 const READ_ONLY_IN_PROC: [&CStr; 5] = [c"bus", c"fs", c"irq", c"sys", c"sysrq-trigger"];
+
+fn masked_in_sys() -> impl Iterator<Item = &'static CStr> {
+    let counters = thermal::counters().iter().map(CString::as_c_str);
+    MASKED_IN_SYS.into_iter().chain(counters)
+}
+
+fn below(directory: &str, path: &CStr) -> PathBuf {
+    Path::new(directory).join(OsStr::from_bytes(path.to_bytes()))
+}
+
+/// What a jail with these defences covers, by absolute paths in it.
+pub(crate) fn masked(defences: &Defences) -> Vec<PathBuf> {
+    let in_proc = MASKED_IN_PROC.iter().map(|path| below("/proc", path));
+    let all = in_proc.chain(masked_in_sys().map(|path| below("/sys", path)));
+    all.filter(|_| defences.masked_paths).collect()
+}
+
+/// The same of what it can only read.
+pub(crate) fn read_only(defences: &Defences) -> Vec<PathBuf> {
+    let in_proc = READ_ONLY_IN_PROC.iter().map(|path| below("/proc", path));
+    in_proc
+        .filter(|_| defences.read_only_paths)
+        .chain(defences.read_only_system.then(|| "/sys".into()))
+        .collect()
+}
 
 impl Draft {
     /// Everything the jail sees as files; the result is `/dev`.
@@ -77,10 +103,8 @@ impl Draft {
         let devices = self.devices(spec, root)?;
         if spec.defences.masked_paths {
             let in_proc = MASKED_IN_PROC.map(|path| (proc.proc, path));
-            let in_sys = MASKED_IN_SYS.map(|path| (proc.sys, path));
-            let counters = thermal::counters().iter();
-            let counters = counters.map(|path| (proc.sys, path.as_c_str()));
-            for (at, path) in in_proc.into_iter().chain(in_sys).chain(counters) {
+            let in_sys = masked_in_sys().map(|path| (proc.sys, path));
+            for (at, path) in in_proc.into_iter().chain(in_sys) {
                 self.steps.push(Step::Mask {
                     at,
                     path: path.to_owned(),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use luna_core::engine::{Bundle, Control, Engine, EngineProfile, Instance, RootForm, Usage, Wall};
+use luna_core::engine::{Bundle, Control, Engine, EngineProfile, Instance, Outside, RootForm, Usage, Wall};
 use luna_core::host::EngineReport;
 use luna_core::name::Id;
 use luna_core::process::ExitStatus;
@@ -220,5 +220,9 @@ impl Control for Remote {
 
     fn update(&self, _: &Resources) -> Result<()> {
         Err(fault("update"))
+    }
+
+    fn outside(&self) -> Result<Outside> {
+        Err(fault("look at it"))
     }
 }
