@@ -14,6 +14,7 @@
 //! DAC_OVERRIDE, FOWNER, FSETID and MKNOD to unpack archives faithfully, whatever its processes are allowed.
 //! Tests also run it as an ordinary process; then it is a subreaper and kills its descendants one by one.
 
+mod accept;
 mod archive;
 mod boot;
 mod channel;
@@ -45,6 +46,7 @@ use crate::protocol::{
     Violation, encode,
 };
 
+use accept::Accepting;
 use channel::{Channel, Hangup, Queue};
 use flow::{Inward, Outward, Progress};
 use intake::{Heard, Intake};
@@ -59,10 +61,18 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Runs init to its end and says with which code to exit. Call it first thing in a process of its own.
 pub fn run() -> u8 {
+    run_with(Vec::new())
+}
+
+/// As [`run`], offering listening stream sockets, each under the path that [`Request::Accept`] names it by.
+pub fn run_with(sockets: Vec<(String, OwnedFd)>) -> u8 {
     let Ok(mut channel) = Channel::open() else {
         return HANGUP;
     };
     let Ok(boot) = boot::prepare() else {
+        return HANGUP;
+    };
+    let Ok(accepting) = Accepting::new(sockets) else {
         return HANGUP;
     };
     let init = Init {
@@ -71,6 +81,7 @@ pub fn run() -> u8 {
         flows: BTreeMap::new(),
         tasks: Tasks::default(),
         connecting: Connecting::default(),
+        accepting,
         intake: Intake::default(),
         ending: None,
         alone: false,
@@ -102,6 +113,7 @@ struct Init {
     flows: BTreeMap<u32, Flow>,
     tasks: Tasks,
     connecting: Connecting,
+    accepting: Accepting,
     intake: Intake,
     ending: Option<Ending>,
     /// Nobody is left to reap; of interest only at the end.
@@ -128,6 +140,8 @@ enum Token {
     Signals,
     Status(u32),
     Connecting(u32),
+    /// One of the sockets that are offered.
+    Offered(usize),
     Source(u32),
     Sink(u32),
 }
@@ -177,6 +191,9 @@ impl Init {
         for (stream, socket) in self.connecting.descriptors() {
             watch(Token::Connecting(stream), socket, PollFlags::OUT);
         }
+        for (number, listener) in self.accepting.descriptors() {
+            watch(Token::Offered(number), listener, PollFlags::IN);
+        }
         let takes_output = channel.takes_output();
         for (stream, flow) in &self.flows {
             if let Some(outward) = flow
@@ -219,6 +236,9 @@ impl Init {
             Token::Signals => self.take_signals(),
             Token::Connecting(stream) => {
                 self.connecting.settle(stream, &mut self.flows, channel.outbox());
+            }
+            Token::Offered(number) => {
+                self.accepting.accept(number, &mut self.flows, channel.outbox());
             }
             Token::Status(stream) => self.tasks.read_status(stream, &mut self.flows, channel.outbox()),
             Token::Source(stream) => {
@@ -274,6 +294,7 @@ impl Init {
         let Some(flow) = self.flows.get_mut(&stream) else {
             if matches!(body, Body::Reset | Body::Stop) {
                 self.connecting.forget(stream);
+                self.accepting.forget(stream);
             }
             return Ok(());
         };
@@ -333,7 +354,8 @@ impl Init {
             | Request::Processes
             | Request::Measure { .. } => MAX_STREAMS - RESERVED_STREAMS,
         };
-        if self.flows.len() + self.tasks.len() + self.connecting.len() >= most {
+        let open = self.flows.len() + self.tasks.len() + self.connecting.len() + self.accepting.len();
+        if open >= most {
             return Err(Failure::new(Stage::Streams, libc::EMFILE));
         }
         match request {
@@ -363,7 +385,7 @@ impl Init {
                 Ok(())
             }
             Request::Connect { port } => self.connecting.start(stream, port),
-            Request::Accept { .. } => Err(Failure::new(Stage::Path, libc::ENOENT)),
+            Request::Accept { socket } => self.accepting.start(stream, &socket),
             Request::CopyIn { .. }
             | Request::CopyOut { .. }
             | Request::Stat { .. }

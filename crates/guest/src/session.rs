@@ -75,6 +75,22 @@ impl Session {
         }
     }
 
+    /// The next connection made inside to the socket offered at `socket`, waited for however long it takes: to the end of
+    /// the session. Whoever waited longest gets the next one. Ends as those of [`Session::connect`], but that a unix socket
+    /// knows no reset: inside, a direction that broke off is an end.
+    pub fn accept(&self, socket: &str) -> Result<(StreamReader, StreamWriter)> {
+        let request = Request::Accept {
+            socket: socket.to_owned(),
+        };
+        let (stream, _) = self.link.request(&request, false)?;
+        let ends = (StreamReader::new(&stream), StreamWriter::new(&stream));
+        match stream.wait_reply(None)? {
+            Reply::Done => Ok(ends),
+            Reply::Failed(failure) => Err(explain::socket(&failure, socket)),
+            _ => Err(self.astray()),
+        }
+    }
+
     /// Unpacks the tar archive that is written to the result into `directory`, which must exist. A directory inside is
     /// never replaced by something else, nor something else by a directory.
     pub fn copy_in(&self, directory: &str, ownership: Ownership) -> Result<CopyIn> {

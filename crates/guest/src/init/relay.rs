@@ -57,7 +57,7 @@ impl Connecting {
             return;
         };
         let error = match rustix::net::sockopt::socket_error(&attempt.socket) {
-            Ok(Ok(())) => match relay(attempt.socket) {
+            Ok(Ok(())) => match without_delay(attempt.socket).and_then(relay) {
                 Ok(flow) => {
                     flows.insert(stream, flow);
                     queue.reply(stream, &Reply::Done);
@@ -94,8 +94,13 @@ fn connect(address: SocketAddr) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn relay(socket: OwnedFd) -> Result<Flow, Errno> {
+fn without_delay(socket: OwnedFd) -> Result<OwnedFd, Errno> {
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+    Ok(socket)
+}
+
+/// A connected stream socket that does not block, carried both ways.
+pub(super) fn relay(socket: OwnedFd) -> Result<Flow, Errno> {
     let source = rustix::io::fcntl_dupfd_cloexec(&socket, 3)?;
     Ok(Flow {
         outward: Some(Outward::new(source)),

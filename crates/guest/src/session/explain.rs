@@ -108,6 +108,20 @@ pub(super) fn port(failure: &Failure, port: u16) -> Error {
     }
 }
 
+/// Why no connection came from `socket`.
+pub(super) fn socket(failure: &Failure, socket: &str) -> Error {
+    match failure.stage {
+        Stage::Path | Stage::Connect => Error::io(
+            format!(
+                "cannot accept a connection at `{}` in the sandbox",
+                socket.escape_debug()
+            ),
+            cause(failure),
+        ),
+        _ => other(failure),
+    }
+}
+
 /// Why something at `path` could not be done, or at another path in an archive.
 pub(super) fn path(failure: &Failure, path: &str) -> Error {
     let subject = if failure.stage == Stage::Archive {

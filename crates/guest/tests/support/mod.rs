@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, dead_code)] // helpers of tests, and no test file uses all
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use luna_core::capability::Capabilities;
@@ -22,12 +24,16 @@ fn as_root() -> &'static [&'static str] {
 
 /// Runs `luna-init` with `channel` at descriptor 3; `around` goes before it on the command line.
 pub(crate) fn spawn_init(channel: UnixStream, around: &[&str]) -> std::process::Child {
+    spawn(channel, around, &[OsStr::new(env!("CARGO_BIN_EXE_luna-init"))])
+}
+
+fn spawn(channel: UnixStream, around: &[&str], program: &[&OsStr]) -> std::process::Child {
     let mut command = Command::new("sh");
     command
         .args(["-c", "exec \"$@\" 3<&0 0</dev/null", "sh"])
         .args(as_root())
         .args(around)
-        .arg(env!("CARGO_BIN_EXE_luna-init"))
+        .args(program)
         .stdin(Stdio::from(OwnedFd::from(channel)));
     command.spawn().unwrap()
 }
@@ -44,8 +50,20 @@ impl Guest {
     }
 
     pub(crate) fn within(around: &[&str]) -> Guest {
+        Guest::of(|channel| spawn_init(channel, around))
+    }
+
+    /// Whose init listens at these paths and offers what it hears there.
+    pub(crate) fn offering(sockets: &[&Path]) -> Guest {
+        let program = example("offering");
+        let mut words = vec![program.as_os_str()];
+        words.extend(sockets.iter().map(|path| path.as_os_str()));
+        Guest::of(|channel| spawn(channel, &[], &words))
+    }
+
+    fn of(start: impl FnOnce(UnixStream) -> std::process::Child) -> Guest {
         let (near, far) = UnixStream::pair().unwrap();
-        let init = spawn_init(far, around);
+        let init = start(far);
         Guest {
             session: Session::open(near.into()).unwrap(),
             init,
@@ -58,6 +76,12 @@ impl Drop for Guest {
         self.session.close();
         let _ = self.init.wait();
     }
+}
+
+/// Cargo builds examples with the tests, beside them.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    tests.parent().unwrap().with_file_name("examples").join(name)
 }
 
 pub(crate) fn process(args: &[&str]) -> Process {
