@@ -3,6 +3,8 @@
 //! The report keeps the choice honest: `--require own-kernel` finds a wall that is not there and is refused, instead of
 //! being answered by a container.
 
+pub mod kernel;
+
 use std::time::Duration;
 
 use luna_core::engine::{Accelerator, EngineProfile, RootForm, Wall};
