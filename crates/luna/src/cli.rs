@@ -6,6 +6,7 @@ pub(crate) mod build;
 pub(crate) mod copy;
 pub(crate) mod host;
 pub(crate) mod image;
+pub(crate) mod kernel;
 pub(crate) mod life;
 pub(crate) mod look;
 pub(crate) mod run;
@@ -117,6 +118,9 @@ pub(crate) enum Command {
     /// Volumes: directories that outlive sandboxes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Guest kernels: what a virtual machine boots
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
 
     /// Luna's computer, from nothing to its address, with one command
     Up(up::UpArgs),

@@ -9,6 +9,7 @@ mod exec;
 mod host;
 mod images;
 mod inspect;
+mod kernels;
 mod life;
 mod logs;
 mod ps;
@@ -88,6 +89,7 @@ pub(crate) fn run(command: Command, front: &Front) -> Result<u8> {
             return inspect::inspect(front, &args, Some(Type::Image));
         }
         Command::Volume(command) => return volumes::volume(front, command),
+        Command::Kernel(command) => return kernels::kernel(front, command),
         Command::Up(args) => up::up(front, &args),
         Command::Open(args) => up::open(front, &args),
         Command::Host(args) => host::host(front, &args),

@@ -8,6 +8,7 @@
 //!   names/<name>                holds the id; made with O_EXCL, so a name is taken once
 //!   ranges/<n>                  holds the id that owns the host ids 1<<30 + n * 65536 ...
 //!   volumes/<name>/             volume.json, data/
+//!   kernels/<name>/             guest kernels (luna-microvm)
 //!   trash/                      sandboxes being deleted
 //!   events.json  host.json  lock
 //! ```
@@ -67,6 +68,11 @@ impl Layout {
 
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
+    }
+
+    /// Where guest kernels lie; made with the first of them.
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
     }
 
     pub fn trash(&self) -> PathBuf {

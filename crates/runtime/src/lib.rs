@@ -39,4 +39,5 @@ pub use luna_guest::protocol::{FileKind, FileStatus, GuestProcess};
 pub use luna_image as image;
 pub use luna_image::build::BuildRequest;
 pub use luna_jail::rootless;
+pub use luna_microvm::kernel;
 pub use luna_network::ports::parse as parse_port;

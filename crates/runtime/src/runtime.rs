@@ -125,6 +125,10 @@ impl Runtime {
         Volumes::new(&self.layout)
     }
 
+    pub fn kernels(&self) -> luna_microvm::kernel::Store {
+        luna_microvm::kernel::Store::open(&self.layout.kernels())
+    }
+
     /// What this host can do; `fresh` tries everything again.
     pub fn host(&self, fresh: bool) -> Result<HostReport> {
         let probe = || -> Vec<EngineReport> {
