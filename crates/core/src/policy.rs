@@ -1,20 +1,42 @@
 //! The choice of the wall: pure, made before anything is downloaded, always explained.
 //!
-//! A floor is never lowered: `auto` picks the fastest wall at or above it, and where there is none the run is refused.
-//! Nothing an image says about itself reaches this module.
+//! ```text
+//! ladder   container  <  vm on TCG  <  vm on KVM
+//! floor    the highest of --require, --privileged, the policy's own and that of every risk that is there
+//! auto     the preferred wall at or above the floor; the container where nothing prefers a machine or memory is short
+//! ```
+//! A floor is never lowered: where no wall at or above it can be had, the run is refused, with what would change that.
+//! Nothing an image says about itself reaches this module: an [`Origin`] is what the user's reference and the store's own
+//! digests say.
+
+mod file;
+mod pattern;
+
+pub use file::{Emulation, LOW_MEMORY, MAX_FILE, Policy, Prefer, Risks, Rule};
+pub use pattern::{Origin, Pattern};
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{EngineProfile, Wall};
+use crate::engine::{Accelerator, EngineProfile, Wall};
 use crate::host::{EngineReport, HostReport};
-use crate::spec::{Floor, Isolation, Spec};
+use crate::spec::{Floor, Isolation, Network, Spec};
+use crate::units::Bytes;
 use crate::{Error, Kind, Result};
+
+/// The least memory a machine does anything useful in, where `--memory` does not say.
+pub const LEAST_MACHINE: Bytes = Bytes::mebibytes(128);
+/// What a machine takes beside its guest's memory: the VMM and the guest's kernel.
+pub const MACHINE_OVERHEAD: Bytes = Bytes::mebibytes(64);
 
 /// The second noun: which wall, why, and what became of the others. Stored with the sandbox; a restart reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decision {
     pub asked: Asked,
+    /// The policy files that were in force.
+    pub policy: Vec<PathBuf>,
     pub engine: EngineProfile,
     pub reason: String,
     pub rejected: Vec<Rejection>,
@@ -27,24 +49,28 @@ pub struct Asked {
     pub isolation: Isolation,
     pub require: Option<Floor>,
     pub privileged: bool,
+    /// Only a container can share the host's.
+    pub network: Network,
+    /// User namespaces inside, and so containers in the sandbox.
+    pub nested_containers: bool,
+    /// Whether any secret is attached; a [`Spec`] holds none, so whoever attaches them says so here.
+    pub secrets: bool,
+    /// `--memory`.
+    pub memory: Option<Bytes>,
+    pub image: Origin,
 }
 
 impl Asked {
-    pub fn of(spec: &Spec) -> Asked {
+    pub fn of(spec: &Spec, image: Origin) -> Asked {
         Asked {
             isolation: spec.wall.isolation,
             require: spec.wall.require,
             privileged: spec.security.privileged,
-        }
-    }
-
-    /// The lowest rung of the ladder that satisfies what was required.
-    fn floor(&self) -> (u8, &'static str) {
-        match (self.require, self.privileged) {
-            (Some(Floor::HardwareVirtualization), _) => (3, "hardware virtualization is required"),
-            (Some(Floor::OwnKernel), _) => (2, "a kernel of its own is required"),
-            (None, true) => (2, "`--privileged` needs a kernel of its own"),
-            (None, false) => (1, "nothing more is required"),
+            network: spec.network,
+            nested_containers: spec.security.nested_user_namespaces,
+            secrets: false,
+            memory: spec.resources.memory,
+            image,
         }
     }
 }
@@ -59,51 +85,187 @@ pub struct Rejection {
     pub fix: Option<String>,
 }
 
-/// Picks the wall for what was asked on this host, or refuses.
-pub fn decide(asked: &Asked, host: &HostReport) -> Result<Decision> {
-    let (floor, floor_reason) = asked.floor();
+/// The rung that must be reached, and who wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// As [`EngineProfile::rung`] counts.
+    pub rung: u8,
+    pub because: String,
+    pub fix: Option<String>,
+}
+
+/// The highest of all demands on the wall.
+pub fn floor(asked: &Asked, policy: &Policy) -> Demand {
+    let mut highest = Demand {
+        rung: 1,
+        because: "nothing more is required".to_owned(),
+        fix: None,
+    };
+    let mut demand = |floor: Floor, because: String, fix: String| {
+        if rung(floor) > highest.rung {
+            highest = Demand {
+                rung: rung(floor),
+                because,
+                fix: Some(fix),
+            };
+        }
+    };
+    if let Some(floor) = asked.require {
+        demand(
+            floor,
+            format!("{} is required", words(floor)),
+            format!("leave out `--require {floor}`, or run on a host that has it"),
+        );
+    }
+    if asked.privileged {
+        demand(
+            Floor::OwnKernel,
+            "`--privileged` needs a kernel of its own".to_owned(),
+            "leave out `--privileged`; `--cap-add` grants single capabilities".to_owned(),
+        );
+    }
+    let risks = &policy.risks;
+    let untrusted = !risks.trusts(&asked.image);
+    let rules = [
+        (true, &policy.floor, "floor", ""),
+        (
+            untrusted,
+            &risks.untrusted,
+            "risks.untrusted",
+            " for an image it does not trust",
+        ),
+        (
+            asked.secrets,
+            &risks.secrets,
+            "risks.secrets",
+            " where secrets are attached",
+        ),
+        (
+            asked.privileged,
+            &risks.privileged,
+            "risks.privileged",
+            " for `--privileged`",
+        ),
+        (
+            asked.nested_containers,
+            &risks.nested_containers,
+            "risks.nested-containers",
+            " for nested containers",
+        ),
+    ];
+    for (there, rule, key, what) in rules {
+        if let Some(Rule { value, file }) = rule.as_ref().filter(|_| there) {
+            let file = file.display();
+            let fix = if key == "risks.untrusted" {
+                format!("name the image in `{key}.trusted` of `{file}`")
+            } else {
+                format!("change `{key}` in `{file}`")
+            };
+            demand(
+                *value,
+                format!("the policy wants {}{what} (`{key}` in `{file}`)", words(*value)),
+                fix,
+            );
+        }
+    }
+    highest
+}
+
+fn rung(floor: Floor) -> u8 {
+    match floor {
+        Floor::OwnKernel => 2,
+        Floor::HardwareVirtualization => 3,
+    }
+}
+
+fn words(floor: Floor) -> &'static str {
+    match floor {
+        Floor::OwnKernel => "a kernel of its own",
+        Floor::HardwareVirtualization => "hardware virtualization",
+    }
+}
+
+/// Picks the wall for what was asked under this policy on this host, or refuses.
+pub fn decide(asked: &Asked, policy: &Policy, host: &HostReport) -> Result<Decision> {
+    let demand = floor(asked, policy);
     let mut candidates: Vec<&EngineReport> = Vec::new();
     let mut rejected = Vec::new();
     for engine in &host.engines {
-        match objection(asked, floor, floor_reason, engine) {
+        match objection(asked, policy, &demand, host, engine) {
             Some(rejection) => rejected.push(rejection),
             None => candidates.push(engine),
         }
     }
-    // The fastest wall that satisfies the floor: the container before any VM, then hardware before emulation.
-    candidates.sort_by_key(|engine| (engine.profile.wall, u8::MAX - engine.profile.rung()));
+    let machine_first = prefers_machine(policy) && host.memory_available >= policy.low_memory();
+    candidates.sort_by_key(|engine| {
+        let profile = &engine.profile;
+        (profile.own_kernel() != machine_first, u8::MAX - profile.rung())
+    });
     let Some(chosen) = candidates.first() else {
-        return Err(refusal(asked, floor_reason, &rejected));
+        return Err(refusal(asked, &demand, &rejected));
     };
+    let reason = reason(asked, policy, &demand, host, chosen.profile);
     for other in &candidates[1..] {
+        let fix = (other.profile.wall != chosen.profile.wall)
+            .then(|| format!("--isolation {}", other.profile.wall));
         rejected.push(Rejection {
             engine: other.profile,
             because: format!(
-                "available, but {} is enough and faster",
+                "available, but {} comes first: {reason}",
                 describe(&chosen.profile)
             ),
-            fix: (other.profile.wall == Wall::Vm && chosen.profile.wall == Wall::Container)
-                .then(|| "--isolation vm".to_owned()),
+            fix,
         });
     }
-    let reason = match asked.isolation {
-        Isolation::Auto => format!("{floor_reason}, and this is the fastest wall that offers it"),
-        Isolation::Container | Isolation::Vm => "it was asked for".to_owned(),
-    };
     Ok(Decision {
         asked: asked.clone(),
+        policy: policy.files.clone(),
         engine: chosen.profile,
         reason,
         rejected,
     })
 }
 
+/// Whether a sandbox of this decision may be made of an image that turned out to be `image`: what it was decided for by
+/// name may have been trusted by name alone.
+pub fn confirm(decision: &Decision, policy: &Policy, image: &Origin) -> Result<()> {
+    let asked = Asked {
+        image: image.clone(),
+        ..decision.asked.clone()
+    };
+    let demand = floor(&asked, policy);
+    if decision.engine.rung() >= demand.rung {
+        return Ok(());
+    }
+    let refused = Error::new(
+        Kind::Refused,
+        format!("cannot run this image in {}", describe(&decision.engine)),
+    )
+    .because(format!(
+        "it is not the image that was decided for: {}",
+        demand.because
+    ));
+    Err(match demand.fix {
+        Some(fix) => refused.hint(fix),
+        None => refused,
+    })
+}
+
+impl Policy {
+    /// Whether what an image asks for by its label may be granted behind this wall: nested containers as a risk want a
+    /// floor, and the label was not known when the wall was chosen.
+    pub fn allows_nested(&self, engine: &EngineProfile) -> bool {
+        let risk = &self.risks.nested_containers;
+        risk.as_ref().is_none_or(|rule| engine.rung() >= rung(rule.value))
+    }
+}
+
 /// Why each wall that cannot be had cannot: the whole of what a refusal is made of.
-pub fn rejections(asked: &Asked, host: &HostReport) -> Vec<Rejection> {
-    let (floor, floor_reason) = asked.floor();
+pub fn rejections(asked: &Asked, policy: &Policy, host: &HostReport) -> Vec<Rejection> {
+    let demand = floor(asked, policy);
     host.engines
         .iter()
-        .filter_map(|engine| objection(asked, floor, floor_reason, engine))
+        .filter_map(|engine| objection(asked, policy, &demand, host, engine))
         .collect()
 }
 
@@ -116,10 +278,61 @@ pub fn describe(profile: &EngineProfile) -> &'static str {
     }
 }
 
-fn objection(asked: &Asked, floor: u8, floor_reason: &str, engine: &EngineReport) -> Option<Rejection> {
+fn prefers_machine(policy: &Policy) -> bool {
+    policy
+        .prefer
+        .as_ref()
+        .is_some_and(|rule| rule.value == Prefer::Vm)
+}
+
+/// Why the chosen wall and not another that could be had.
+fn reason(
+    asked: &Asked,
+    policy: &Policy,
+    demand: &Demand,
+    host: &HostReport,
+    chosen: EngineProfile,
+) -> String {
+    if asked.isolation != Isolation::Auto {
+        return "it was asked for".to_owned();
+    }
+    if asked.network == Network::Host {
+        return "`--network host` was asked for, and only the container can share it".to_owned();
+    }
+    let because = &demand.because;
+    match &policy.prefer {
+        Some(Rule {
+            value: Prefer::Vm,
+            file,
+        }) if demand.rung == 1 => {
+            let file = file.display();
+            if chosen.own_kernel() {
+                format!("{because}, and the policy prefers a machine (`prefer` in `{file}`)")
+            } else if host.memory_available < policy.low_memory() {
+                format!(
+                    "{because}, and memory is short: {} available, below {} (`low-memory` of the policy)",
+                    host.memory_available,
+                    policy.low_memory()
+                )
+            } else {
+                format!("{because}, and no machine can be had here")
+            }
+        }
+        _ => format!("{because}, and this is the fastest wall that offers it"),
+    }
+}
+
+fn objection(
+    asked: &Asked,
+    policy: &Policy,
+    demand: &Demand,
+    host: &HostReport,
+    engine: &EngineReport,
+) -> Option<Rejection> {
+    let profile = engine.profile;
     let reject = |because: String, fix: Option<String>| {
         Some(Rejection {
-            engine: engine.profile,
+            engine: profile,
             because,
             fix,
         })
@@ -129,25 +342,66 @@ fn objection(asked: &Asked, floor: u8, floor_reason: &str, engine: &EngineReport
         Isolation::Container => Some(Wall::Container),
         Isolation::Vm => Some(Wall::Vm),
     };
-    if let Some(wanted) = wanted
-        && wanted != engine.profile.wall
-    {
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != profile.wall) {
         return reject(
             format!("`--isolation {wanted}` was asked for"),
             Some("--isolation auto".to_owned()),
         );
     }
-    if engine.profile.rung() < floor {
-        return reject(format!("too weak: {floor_reason}"), None);
+    if profile.rung() < demand.rung {
+        return reject(format!("too weak: {}", demand.because), demand.fix.clone());
     }
-    let obstacle = engine.obstacle()?;
-    reject(
-        format!("{}: {}", obstacle.name, obstacle.detail),
-        obstacle.fix.clone(),
-    )
+    if asked.network == Network::Host && profile.own_kernel() {
+        return reject(
+            "it cannot share the host's network, which `--network host` asks for".to_owned(),
+            Some("leave out `--network host`; ports work without a network".to_owned()),
+        );
+    }
+    if let Some(Rule {
+        value: Emulation::Refuse,
+        file,
+    }) = &policy.emulation
+        && profile.accelerator == Some(Accelerator::Tcg)
+    {
+        let file = file.display();
+        return reject(
+            format!("the policy refuses software emulation (`emulation` in `{file}`)"),
+            Some(format!("set `emulation = \"allow\"` in `{file}`")),
+        );
+    }
+    if let Some(obstacle) = engine.obstacle() {
+        return reject(
+            format!("{}: {}", obstacle.name, obstacle.detail),
+            obstacle.fix.clone(),
+        );
+    }
+    if profile.own_kernel() {
+        let needed = Bytes(
+            asked
+                .memory
+                .unwrap_or(LEAST_MACHINE)
+                .0
+                .saturating_add(MACHINE_OVERHEAD.0),
+        );
+        if needed > host.memory_available {
+            let fix = if asked.memory.is_some_and(|memory| memory > LEAST_MACHINE) {
+                "ask for less with `--memory`, or stop something: `luna stats` shows who uses memory"
+            } else {
+                "stop something: `luna stats` shows who uses memory"
+            };
+            return reject(
+                format!(
+                    "it needs {needed} of memory and {} of the host's is available",
+                    host.memory_available
+                ),
+                Some(fix.to_owned()),
+            );
+        }
+    }
+    None
 }
 
-fn refusal(asked: &Asked, floor_reason: &str, rejected: &[Rejection]) -> Error {
+fn refusal(asked: &Asked, demand: &Demand, rejected: &[Rejection]) -> Error {
     let because: Vec<_> = rejected
         .iter()
         .map(|rejection| format!("{}: {}", describe(&rejection.engine), rejection.because))
@@ -157,15 +411,21 @@ fn refusal(asked: &Asked, floor_reason: &str, rejected: &[Rejection]) -> Error {
     } else {
         because.join("; ")
     };
+    // What makes a strong enough wall available comes before what lowers the demand.
+    let strong = |rejection: &&Rejection| rejection.engine.rung() >= demand.rung;
+    let not_the_flag = |fix: &String| !fix.starts_with("--isolation");
     let hint = rejected
         .iter()
-        .filter(|rejection| !rejection.because.starts_with("too weak"))
-        .find_map(|rejection| rejection.fix.clone())
-        .filter(|fix| asked.isolation != Isolation::Auto || !fix.starts_with("--isolation"));
+        .filter(strong)
+        .filter_map(|rejection| rejection.fix.clone())
+        .find(not_the_flag)
+        .or_else(|| demand.fix.clone())
+        .or_else(|| rejected.iter().find_map(|rejection| rejection.fix.clone()));
+    let what = &demand.because;
     let message = match asked.isolation {
-        Isolation::Auto => format!("cannot find a wall for this: {floor_reason}"),
-        Isolation::Container => format!("cannot use the container wall: {floor_reason}"),
-        Isolation::Vm => format!("cannot use the VM wall: {floor_reason}"),
+        Isolation::Auto => format!("cannot find a wall for this: {what}"),
+        Isolation::Container => format!("cannot use the container wall: {what}"),
+        Isolation::Vm => format!("cannot use the VM wall: {what}"),
     };
     let error = Error::new(Kind::Refused, message).because(because);
     match hint {
@@ -175,138 +435,4 @@ fn refusal(asked: &Asked, floor_reason: &str, rejected: &[Rejection]) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::engine::{Accelerator, RootForm};
-    use crate::host::{Check, Outcome};
-    use crate::units::Bytes;
-
-    fn engine(wall: Wall, accelerator: Option<Accelerator>, works: bool) -> EngineReport {
-        let root = if wall == Wall::Vm {
-            RootForm::Disk
-        } else {
-            RootForm::Tree
-        };
-        let outcome = if works { Outcome::Works } else { Outcome::Missing };
-        let check = Check {
-            name: "it".into(),
-            outcome,
-            detail: "was tried".into(),
-            fix: Some("fix it".into()),
-            took: Duration::ZERO,
-        };
-        EngineReport {
-            profile: EngineProfile {
-                wall,
-                accelerator,
-                root,
-            },
-            checks: vec![check],
-        }
-    }
-
-    fn host(container: bool, tcg: bool, kvm: bool, available: Bytes) -> HostReport {
-        HostReport {
-            kernel: "6.1".into(),
-            architecture: "x86_64".into(),
-            cpus: 2,
-            memory_total: Bytes::mebibytes(1024),
-            memory_available: available,
-            rootless: false,
-            engines: vec![
-                engine(Wall::Container, None, container),
-                engine(Wall::Vm, Some(Accelerator::Tcg), tcg),
-                engine(Wall::Vm, Some(Accelerator::Kvm), kvm),
-            ],
-        }
-    }
-
-    fn asked(isolation: Isolation, require: Option<Floor>, privileged: bool) -> Asked {
-        Asked {
-            isolation,
-            require,
-            privileged,
-        }
-    }
-
-    /// Host, what is asked, and the wall expected; none is a refusal.
-    type Row<'a> = (&'a HostReport, Asked, Option<(Wall, Option<Accelerator>)>);
-
-    #[test]
-    fn the_choice_as_a_table() {
-        use Accelerator::{Kvm, Tcg};
-        use Floor::{HardwareVirtualization as Hardware, OwnKernel};
-        use Isolation::{Auto, Container, Vm};
-        let plenty = Bytes::mebibytes(900);
-        let everything = host(true, true, true, plenty);
-        let no_kvm = host(true, true, false, plenty);
-        let only_container = host(true, false, false, plenty);
-        let table: [Row<'_>; 12] = [
-            (
-                &everything,
-                asked(Auto, None, false),
-                Some((Wall::Container, None)),
-            ),
-            (&everything, asked(Vm, None, false), Some((Wall::Vm, Some(Kvm)))),
-            (
-                &everything,
-                asked(Auto, Some(OwnKernel), false),
-                Some((Wall::Vm, Some(Kvm))),
-            ),
-            (&everything, asked(Container, Some(OwnKernel), false), None),
-            (&everything, asked(Auto, None, true), Some((Wall::Vm, Some(Kvm)))),
-            (&everything, asked(Container, None, true), None),
-            (
-                &no_kvm,
-                asked(Auto, Some(OwnKernel), false),
-                Some((Wall::Vm, Some(Tcg))),
-            ),
-            (&no_kvm, asked(Auto, Some(Hardware), false), None),
-            (&no_kvm, asked(Vm, Some(Hardware), false), None),
-            (
-                &only_container,
-                asked(Auto, None, false),
-                Some((Wall::Container, None)),
-            ),
-            (&only_container, asked(Auto, Some(OwnKernel), false), None),
-            (&only_container, asked(Vm, None, false), None),
-        ];
-        for (host, asked, expected) in table {
-            let outcome = decide(&asked, host);
-            let Some((wall, accelerator)) = expected else {
-                let error = outcome.unwrap_err();
-                assert_eq!(error.kind(), Kind::Refused, "{asked:?}");
-                assert!(error.hint_text().is_some());
-                continue;
-            };
-            let decision = outcome.unwrap();
-            assert_eq!(
-                (decision.engine.wall, decision.engine.accelerator),
-                (wall, accelerator),
-                "{asked:?}"
-            );
-            assert_eq!(
-                decision.rejected.len(),
-                2,
-                "every other engine is explained: {asked:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn low_memory_never_beats_a_floor() {
-        let starved = host(true, true, false, Bytes::mebibytes(8));
-        let decision = decide(&asked(Isolation::Auto, Some(Floor::OwnKernel), false), &starved).unwrap();
-        assert_eq!(decision.engine.wall, Wall::Vm);
-        let without_vm = host(true, false, false, Bytes::mebibytes(8));
-        assert!(
-            decide(
-                &asked(Isolation::Auto, Some(Floor::OwnKernel), false),
-                &without_vm
-            )
-            .is_err()
-        );
-    }
-}
+mod tests;

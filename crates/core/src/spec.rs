@@ -92,6 +92,15 @@ pub enum Floor {
     HardwareVirtualization,
 }
 
+impl std::fmt::Display for Floor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Floor::OwnKernel => "own-kernel",
+            Floor::HardwareVirtualization => "hardware-virtualization",
+        })
+    }
+}
+
 /// The main process as asked for; absent parts come from the image's config.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

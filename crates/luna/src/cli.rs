@@ -34,6 +34,10 @@ pub(crate) struct Cli {
     )]
     pub(crate) root: Option<PathBuf>,
 
+    /// One more policy file; of all there are the strictest wins
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    pub(crate) policy: Vec<PathBuf>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -6,6 +6,7 @@ mod copy_in;
 mod copy_out;
 mod events;
 mod exec;
+mod explain;
 mod host;
 mod images;
 mod inspect;
@@ -22,7 +23,7 @@ mod volumes;
 use std::path::PathBuf;
 
 use luna_core::{Error, Kind, Result};
-use luna_runtime::{Runtime, Sandbox};
+use luna_runtime::{PolicyFile, Runtime, Sandbox};
 
 use crate::cli::Command;
 use crate::cli::image::ImageCommand;
@@ -33,6 +34,8 @@ use crate::output::{Bars, Look, Printer};
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
     pub(crate) root: PathBuf,
+    /// More policy files than the usual.
+    pub(crate) policy: Vec<PathBuf>,
     /// Luna is in a user namespace of its own.
     pub(crate) rootless: bool,
     pub(crate) printer: Printer,
@@ -40,7 +43,8 @@ pub(crate) struct Front {
 
 impl Front {
     pub(crate) fn runtime(&self) -> Result<Runtime> {
-        Runtime::open(&self.root, self.rootless)
+        let named = self.policy.iter().cloned().map(PolicyFile::Named);
+        Ok(Runtime::open(&self.root, self.rootless)?.under(named))
     }
 }
 
@@ -49,7 +53,7 @@ pub(crate) fn run(command: Command, front: &Front) -> Result<u8> {
     match command {
         Command::Run(args) => return run::run(front, &args),
         Command::Create(args) => run::create(front, &args),
-        Command::Explain(args) => host::explain(front, &args),
+        Command::Explain(args) => explain::explain(front, &args),
         Command::Start(args) => return life::start(front, &args),
         Command::Stop(args) => return life::stop(front, &args),
         Command::Restart(args) => return life::restart(front, &args),

@@ -41,6 +41,7 @@ fn read(arguments: &[OsString], printer: Printer) -> Result<u8> {
                 cli.command,
                 &commands::Front {
                     root,
+                    policy: cli.policy,
                     rootless,
                     printer,
                 },
@@ -99,6 +100,14 @@ fn slip(error: &clap::Error) -> Error {
             }
             _ => {}
         }
+    }
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
+        && argument.starts_with("--isolation")
+        && std::env::var_os("LUNA_ISOLATION").is_some_and(|set| set == value.as_str())
+        && !std::env::args_os().any(|word| word.to_string_lossy().starts_with("--isolation"))
+    {
+        because.push_str(" (the variable `LUNA_ISOLATION` is set to it)");
     }
     let slip = Error::new(Kind::InvalidInput, "cannot read the command line").because(because);
     if suggestions.is_empty() {

@@ -6,9 +6,10 @@ use std::thread;
 use luna_core::engine::{Bundle, Confinement, Endpoint, Engine, IdRange, OverlaidFile, Root};
 use luna_core::event::Sink;
 use luna_core::name::Id;
+use luna_core::policy::{self, Asked, Origin, Policy};
 use luna_core::process::ExitStatus;
-use luna_core::spec::{Network, Resources, Seccomp};
-use luna_core::{Error, Result};
+use luna_core::spec::{Network, Resources, Seccomp, Spec};
+use luna_core::{Error, Kind, Result};
 use luna_guest::session::{Child, Session};
 use luna_image::Image;
 use luna_image::build::{BuildRequest, Output, Step};
@@ -24,6 +25,7 @@ impl Runtime {
     /// Builds an image. `request` says what; whose ids the steps run under is filled in here.
     pub fn build(&self, request: &BuildRequest, progress: Sink) -> Result<Image> {
         let engine = self.builder()?;
+        refuse_above(engine, &self.policy()?)?;
         let draft = Draft::new(self.layout())?;
         // Held while the build lives, so that a sweep knows it from one that was killed.
         let lock = layout::open_lock(&draft.directory.join(LOCK))?;
@@ -44,6 +46,30 @@ impl Runtime {
         ranges::release(self.layout(), &draft.id, ids);
         outcome
     }
+}
+
+/// Steps run behind the builder's wall, whatever a policy wants of every wall.
+fn refuse_above(engine: &dyn Engine, policy: &Policy) -> Result<()> {
+    let asked = Asked::of(&Spec::new(""), Origin::default());
+    let floor_alone = Policy {
+        floor: policy.floor.clone(),
+        ..Policy::default()
+    };
+    let demand = policy::floor(&asked, &floor_alone);
+    if engine.profile().rung() >= demand.rung {
+        return Ok(());
+    }
+    let refused = Error::new(
+        Kind::Refused,
+        "cannot build images: their steps run in the container",
+    )
+    .because(demand.because);
+    Err(match demand.fix {
+        Some(fix) => refused.hint(format!(
+            "{fix}, or build elsewhere and `luna pull` or `luna load` it"
+        )),
+        None => refused,
+    })
 }
 
 fn run(engine: &dyn Engine, id: &Id, ids: IdRange, step: Step<'_>) -> Result<ExitStatus> {

@@ -33,8 +33,17 @@ pub(crate) struct ImageDefaults {
     stop_signal: Option<String>,
     shell: Vec<String>,
     health: Option<Healthcheck>,
-    /// Whether this host built it.
-    built_here: bool,
+}
+
+/// What decides whether an image's request for nested user namespaces is granted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nesting {
+    /// Whether this host built the image.
+    pub(crate) built_here: bool,
+    /// Whether the policy grants it to this image.
+    pub(crate) granted: bool,
+    /// Whether the policy has it behind this wall.
+    pub(crate) allowed: bool,
 }
 
 impl ImageDefaults {
@@ -51,7 +60,6 @@ impl ImageDefaults {
             stop_signal: config.stop_signal().clone(),
             shell: image.extensions.shell.clone().unwrap_or_default(),
             health: image.extensions.healthcheck.clone(),
-            built_here: image.built_here,
         }
     }
 }
@@ -71,7 +79,7 @@ pub(crate) struct Plan {
 }
 
 /// Decides everything that needs no disk.
-pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, wall: Wall) -> Result<Plan> {
+pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, nesting: Nesting, wall: Wall) -> Result<Plan> {
     let mut labels = image.labels.clone();
     let nested_requested = labels.get(NESTED_LABEL).is_some_and(|value| value == "true");
     labels.extend(spec.labels.clone());
@@ -87,7 +95,7 @@ pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, wall: Wall) -> Result<Pla
         labels,
         mounts: mounts(spec, image)?,
         nested_user_namespaces: spec.security.nested_user_namespaces
-            || (nested_requested && image.built_here),
+            || (nested_requested && nesting.allowed && (nesting.built_here || nesting.granted)),
     })
 }
 
@@ -283,7 +291,17 @@ mod tests {
     }
 
     fn planned(spec: &Spec, image: &ImageDefaults) -> Result<Plan> {
-        plan(spec, image, Wall::Container)
+        nesting(spec, image, NONE)
+    }
+
+    const NONE: Nesting = Nesting {
+        built_here: false,
+        granted: false,
+        allowed: true,
+    };
+
+    fn nesting(spec: &Spec, image: &ImageDefaults, nesting: Nesting) -> Result<Plan> {
+        plan(spec, image, nesting, Wall::Container)
     }
 
     #[test]
@@ -340,28 +358,36 @@ mod tests {
     }
 
     #[test]
-    fn a_label_asks_and_only_a_flag_or_this_host_grants() {
+    fn a_label_asks_and_only_a_flag_the_policy_or_this_host_grants() {
         let mut asking = image();
         asking.labels.insert(NESTED_LABEL.into(), "true".into());
-        let built = ImageDefaults {
+        let built = Nesting {
             built_here: true,
-            ..asking.clone()
+            ..NONE
         };
-        let built_silent = ImageDefaults {
+        let policy = Nesting {
+            granted: true,
+            ..NONE
+        };
+        let risky = Nesting {
             built_here: true,
-            ..image()
+            granted: true,
+            allowed: false,
         };
         let mut spec = Spec::new("i");
-        let granted =
-            |spec: &Spec, image: &ImageDefaults| planned(spec, image).unwrap().nested_user_namespaces;
-        assert!(!granted(&spec, &asking));
-        assert!(granted(&spec, &built));
-        assert!(!granted(&spec, &built_silent));
+        let granted = |spec: &Spec, image: &ImageDefaults, given| {
+            nesting(spec, image, given).unwrap().nested_user_namespaces
+        };
+        assert!(!granted(&spec, &asking, NONE));
+        assert!(granted(&spec, &asking, built) && granted(&spec, &asking, policy));
+        assert!(!granted(&spec, &asking, risky));
+        assert!(!granted(&spec, &image(), built) && !granted(&spec, &image(), policy));
         // A label given on the command line is the user's note, not the image's request.
         spec.labels.insert(NESTED_LABEL.into(), "true".into());
-        assert!(!granted(&spec, &built_silent));
+        assert!(!granted(&spec, &image(), built));
+        // The flag was known when the wall was chosen.
         spec.security.nested_user_namespaces = true;
-        assert!(granted(&spec, &image()));
+        assert!(granted(&spec, &image(), NONE) && granted(&spec, &image(), risky));
     }
 
     #[test]

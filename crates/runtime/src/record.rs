@@ -17,7 +17,7 @@ use luna_core::spec::{HealthCheck, PortMapping, Spec};
 use serde::{Deserialize, Serialize};
 
 /// The version of both files; another one is refused.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Everything a start needs to know. Nothing in it is decided again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

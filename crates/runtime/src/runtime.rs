@@ -12,7 +12,7 @@ use luna_core::engine::{Engine, IdRange, RootForm};
 use luna_core::event::Action;
 use luna_core::host::{EngineReport, HostReport};
 use luna_core::name::Name;
-use luna_core::policy::{self, Asked, Decision};
+use luna_core::policy::{Asked, Decision, Policy, confirm, decide, describe};
 use luna_core::spec::{Mount, Resources, RestartPolicy, Spec};
 use luna_core::{Error, Kind, Result};
 use luna_image::{Digest, Image, Store};
@@ -22,7 +22,8 @@ use crate::control::client::{Client, Stream};
 use crate::events::{self, Events};
 use crate::layout::Layout;
 use crate::log::{self, timestamp};
-use crate::plan::{self, ImageDefaults};
+use crate::plan::{self, ImageDefaults, Nesting};
+use crate::policy::{self, PolicyFile};
 use crate::record::{ImageName, PlannedMount, Record, State, VERSION};
 use crate::registry::{self, Draft};
 use crate::sandbox::{LOCK, Sandbox};
@@ -48,6 +49,7 @@ pub struct Runtime {
     engines: Vec<Arc<dyn Engine>>,
     supervision: Supervision,
     rootless: bool,
+    policies: Vec<PolicyFile>,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -88,10 +90,18 @@ impl Runtime {
         let executable =
             std::env::current_exe().map_err(|e| Error::io("cannot find Luna's own executable", e))?;
         let engines: Vec<Arc<dyn Engine>> = vec![Arc::new(luna_container::Container)];
-        Runtime::with(root, rootless, engines, Supervision::Process { executable })
+        let runtime = Runtime::with(root, rootless, engines, Supervision::Process { executable })?;
+        Ok(runtime.under(PolicyFile::usual()))
     }
 
-    /// A runtime on chosen engines.
+    /// The same under more policy files. Each can only make it stricter.
+    #[must_use]
+    pub fn under(mut self, policies: impl IntoIterator<Item = PolicyFile>) -> Runtime {
+        self.policies.extend(policies);
+        self
+    }
+
+    /// A runtime on chosen engines, under no policy file.
     pub fn with(
         root: &Path,
         rootless: bool,
@@ -106,6 +116,7 @@ impl Runtime {
             engines,
             supervision,
             rootless,
+            policies: Vec::new(),
         })
     }
 
@@ -139,9 +150,20 @@ impl Runtime {
         host::report(&self.layout, self.rootless, fresh, &probe)
     }
 
-    /// The wall for this spec, or a refusal; before anything is downloaded.
-    pub fn decide(&self, spec: &Spec) -> Result<Decision> {
-        policy::decide(&Asked::of(spec), &self.host(false)?)
+    /// The wall for what is asked, or a refusal; before anything is downloaded.
+    pub fn decide(&self, asked: &Asked) -> Result<Decision> {
+        decide(asked, &self.policy()?, &self.host(false)?)
+    }
+
+    /// What bears on the choice for this spec. The store is asked which image it names; nothing is fetched.
+    pub fn asked(&self, spec: &Spec) -> Result<Asked> {
+        let here = self.store.find(&spec.image)?;
+        Ok(Asked::of(spec, policy::origin(&spec.image, here.as_ref())))
+    }
+
+    /// What the policy files say at this moment; an error where one of them cannot be believed.
+    pub fn policy(&self) -> Result<Policy> {
+        policy::read(&self.policies, self.rootless)
     }
 
     pub(crate) fn engine(&self, decision: &Decision) -> Result<&Arc<dyn Engine>> {
@@ -151,7 +173,7 @@ impl Runtime {
             .ok_or_else(|| {
                 Error::new(
                     Kind::Unsupported,
-                    format!("cannot use {}", policy::describe(&decision.engine)),
+                    format!("cannot use {}", describe(&decision.engine)),
                 )
                 .because("this Luna does not have that engine")
             })
@@ -173,7 +195,19 @@ impl Runtime {
     /// Makes a sandbox: everything about it is decided and on disk when this returns. Nothing runs.
     pub fn create(&self, spec: Spec, decision: Decision, image: &Image) -> Result<Sandbox> {
         self.engine(&decision)?;
-        let plan = plan::plan(&spec, &ImageDefaults::of(image), decision.engine.wall)?;
+        let rules = self.policy()?;
+        let mut origin = policy::origin(&spec.image, Some(image));
+        // A name that was worth nothing when it was decided is worth nothing here.
+        if decision.asked.image.repository.is_none() {
+            origin.repository = None;
+        }
+        confirm(&decision, &rules, &origin)?;
+        let nested = Nesting {
+            built_here: image.built_here,
+            granted: rules.grants_nested_userns(&origin),
+            allowed: rules.allows_nested(&decision.engine),
+        };
+        let plan = plan::plan(&spec, &ImageDefaults::of(image), nested, decision.engine.wall)?;
         if let Some(name) = &spec.name
             && registry::name_taken(&self.layout, name)
         {

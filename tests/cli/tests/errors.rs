@@ -56,7 +56,9 @@ fn a_floor_is_refused_before_anything_is_fetched() {
     }
     let explained = luna.line("explain --require own-kernel registry.invalid/image");
     assert!(
-        explained.out.starts_with("not the container\n"),
+        explained
+            .out
+            .starts_with("`registry.invalid/image` would not run\n"),
         "{}",
         explained.out
     );

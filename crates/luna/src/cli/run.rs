@@ -120,7 +120,13 @@ pub(crate) struct SandboxFlags {
     pub(crate) init: bool,
 
     /// The wall: `auto` picks the fastest one that is strong enough
-    #[arg(long, value_name = "WALL", default_value = "auto", help_heading = "Wall")]
+    #[arg(
+        long,
+        value_name = "WALL",
+        default_value = "auto",
+        env = "LUNA_ISOLATION",
+        help_heading = "Wall"
+    )]
     pub(crate) isolation: IsolationFlag,
     /// The least the wall must offer; refused where it cannot be had, never lowered
     #[arg(long, value_name = "FLOOR", help_heading = "Wall")]

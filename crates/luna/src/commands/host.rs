@@ -1,18 +1,25 @@
-//! The host, the choice of the wall, and Luna itself.
+//! The host, and Luna itself.
 
 use clap::CommandFactory;
 use luna_core::engine::EngineProfile;
 use luna_core::host::{Check, Outcome};
-use luna_core::policy::{self, Asked, Decision, Rejection};
+use luna_core::policy;
 use luna_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::Front;
 use crate::cli::Cli;
 use crate::cli::host::{CompletionArgs, HostArgs, ManArgs, VersionArgs};
-use crate::cli::run::ExplainArgs;
 use crate::output::{Column, List, ListStyle};
-use crate::request;
+
+/// The columns of [`row`].
+pub(super) const CHECKS: [Column; 5] = [
+    Column("CHECK", "Check"),
+    Column("OUTCOME", "Outcome"),
+    Column("TOOK", "Took"),
+    Column("DETAIL", "Detail"),
+    Column("FIX", "Fix"),
+];
 
 pub(super) fn host(front: &Front, args: &HostArgs) -> Result<()> {
     let report = front.runtime()?.host(!args.cached)?;
@@ -38,32 +45,18 @@ pub(super) fn host(front: &Front, args: &HostArgs) -> Result<()> {
             .line(format!("\n{}: {verdict}", title(engine.profile)))?;
         let rows: Vec<_> = engine.checks.iter().map(row).collect();
         if !rows.is_empty() {
-            let columns = [
-                Column("CHECK", "Check"),
-                Column("OUTCOME", "Outcome"),
-                Column("TOOK", "Took"),
-                Column("DETAIL", "Detail"),
-                Column("FIX", "Fix"),
-            ];
             List {
-                columns: &columns,
+                columns: &CHECKS,
                 rows,
             }
-            .print(
-                front.printer,
-                &ListStyle {
-                    json: false,
-                    format: None,
-                    only: None,
-                },
-            )?;
+            .print(front.printer, &ListStyle::TABLE)?;
         }
     }
     Ok(())
 }
 
-/// `container`, `vm with hardware virtualization`.
-fn title(profile: EngineProfile) -> String {
+/// `Container`, `VM (hardware virtualization)`.
+pub(super) fn title(profile: EngineProfile) -> String {
     let mut title = policy::describe(&profile).trim_start_matches("the ").to_owned();
     if let Some(first) = title.get_mut(..1) {
         first.make_ascii_uppercase();
@@ -71,7 +64,7 @@ fn title(profile: EngineProfile) -> String {
     title
 }
 
-fn row(check: &Check) -> Map<String, Value> {
+pub(super) fn row(check: &Check) -> Map<String, Value> {
     let outcome = match check.outcome {
         Outcome::Works => "works",
         Outcome::Absent => "absent",
@@ -88,56 +81,6 @@ fn row(check: &Check) -> Map<String, Value> {
         Value::Object(row) => row,
         _ => unreachable!("an object was written"),
     }
-}
-
-pub(super) fn explain(front: &Front, args: &ExplainArgs) -> Result<()> {
-    let spec = request::spec(&args.sandbox, false)?;
-    let report = front.runtime()?.host(args.fresh)?;
-    let asked = Asked::of(&spec);
-    match policy::decide(&asked, &report) {
-        Ok(decision) => told(front, &decision, &spec.image, args.json.json),
-        Err(error) => {
-            let rejected = policy::rejections(&asked, &report);
-            if args.json.json {
-                front
-                    .printer
-                    .json(&json!({"asked": asked, "refused": error.report(), "rejected": rejected}))?;
-            } else {
-                not_these(front, &rejected)?;
-            }
-            Err(error)
-        }
-    }
-}
-
-fn told(front: &Front, decision: &Decision, image: &str, json: bool) -> Result<()> {
-    if json {
-        return front.printer.json(&json!(decision));
-    }
-    let what = if image.is_empty() {
-        "this".to_owned()
-    } else {
-        format!("`{image}`")
-    };
-    front.printer.line(format!(
-        "{what} would run in {}",
-        policy::describe(&decision.engine)
-    ))?;
-    front.printer.line(format!("  because: {}", decision.reason))?;
-    not_these(front, &decision.rejected)
-}
-
-fn not_these(front: &Front, rejected: &[Rejection]) -> Result<()> {
-    for rejection in rejected {
-        front
-            .printer
-            .line(format!("not {}", policy::describe(&rejection.engine)))?;
-        front.printer.line(format!("  because: {}", rejection.because))?;
-        if let Some(fix) = &rejection.fix {
-            front.printer.line(format!("  to change it: {fix}"))?;
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn completion(front: &Front, args: &CompletionArgs) -> Result<()> {

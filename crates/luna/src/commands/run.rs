@@ -76,7 +76,12 @@ fn make(front: &Front, runtime: &Runtime, spec: Spec, making: &MakingFlags) -> R
         .because("the file exists")
         .hint("remove it, or name another one"));
     }
-    let decision = runtime.decide(&spec)?;
+    let mut asked = runtime.asked(&spec)?;
+    if making.insecure {
+        // Whoever answers may have taken the name.
+        asked.image.repository = None;
+    }
+    let decision = runtime.decide(&asked)?;
     if spec.network == Network::Host {
         front
             .printer

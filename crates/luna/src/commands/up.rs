@@ -216,7 +216,7 @@ fn wanted(args: &UpArgs, name: Name, wall: WallRequest, network: Network) -> Res
 }
 
 fn make(front: &Front, runtime: &Runtime, args: &UpArgs, bars: &Bars, spec: Spec) -> Result<Sandbox> {
-    let decision = runtime.decide(&spec)?;
+    let decision = runtime.decide(&runtime.asked(&spec)?)?;
     if spec.network == Network::Host {
         front
             .printer

@@ -20,6 +20,13 @@ pub(crate) struct ListStyle {
 }
 
 impl ListStyle {
+    /// A plain table.
+    pub(crate) const TABLE: ListStyle = ListStyle {
+        json: false,
+        format: None,
+        only: None,
+    };
+
     pub(crate) fn of(flags: &ListFlags, id: &'static str) -> ListStyle {
         ListStyle {
             json: flags.json,

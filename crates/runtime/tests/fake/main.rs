@@ -130,7 +130,7 @@ impl Luna {
     }
 
     fn create(&self, spec: Spec) -> luna_core::Result<Sandbox> {
-        let decision = self.runtime.decide(&spec)?;
+        let decision = self.runtime.decide(&self.runtime.asked(&spec)?)?;
         self.runtime.create(spec, decision, &self.image)
     }
 
