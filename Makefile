@@ -21,7 +21,7 @@ up: ## from a fresh machine to Luna's desktop, and its URL
 test: ## install what the tests need and run all of them
 	@scripts/test
 
-build: ## luna, luna-init and luna-workspace in release
+build: ## luna, luna-init, luna-virtiofs and luna-workspace in release
 	@scripts/build
 
 image: build ## Luna's image, from images/agent
@@ -40,6 +40,7 @@ bench: ## start-up and memory, side by side with runc and podman
 install: ## into PREFIX (/usr/local) below DESTDIR, after `make build`
 	install -D -m 0755 $(release)/luna $(to)/bin/luna
 	install -D -m 0755 $(release)/luna-init $(to)/lib/luna/luna-init
+	install -D -m 0755 $(release)/luna-virtiofs $(to)/lib/luna/luna-virtiofs
 	mkdir -p $(to)/share/luna/images $(to)/share/man/man1 $(to)/share/bash-completion/completions \
 		$(to)/share/zsh/site-functions $(to)/share/fish/vendor_completions.d
 	cp -R images/agent $(to)/share/luna/images/

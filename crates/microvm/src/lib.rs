@@ -4,6 +4,7 @@
 //! being answered by a container.
 
 pub mod kernel;
+pub mod volume;
 
 use std::time::Duration;
 
