@@ -34,6 +34,12 @@ impl Digest {
         self.hex()[..12].to_owned()
     }
 
+    /// Its first 16 bytes: enough to tell disks apart.
+    pub(crate) fn first_half(&self) -> [u8; 16] {
+        let (half, _) = self.0.split_first_chunk().expect("16 of 32 bytes");
+        *half
+    }
+
     /// Reads the 64 digits alone.
     pub fn from_hex(text: &str) -> Option<Digest> {
         let digits = text.as_bytes();

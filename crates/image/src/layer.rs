@@ -117,50 +117,58 @@ pub(crate) fn unpack(
     rootless: bool,
     limits: &Limits,
 ) -> Result<Unpacked> {
+    let (summary, fed) = pipe(source, limits, |archive| -> Result<Summary> {
+        confine::to_directory(&target)?;
+        TreeWriter::new(target, rootless, limits).write_all(archive)
+    })?;
+    Ok(Unpacked {
+        diff_id: fed.diff_id,
+        bytes: summary.bytes,
+        entries: summary.entries,
+        archive: fed.archive,
+        skipped_devices: summary.skipped_devices,
+    })
+}
+
+/// Gives the uncompressed archive that `source` yields to `consume`, which reads all of it in a thread of its own while
+/// the caller's decompresses and hashes ahead.
+pub(crate) fn pipe<T: Send>(
+    source: &mut dyn Read,
+    limits: &Limits,
+    consume: impl FnOnce(&mut Archive<ChunkReader>) -> Result<T> + Send,
+) -> Result<(T, Fed)> {
     let (sender, receiver) = mpsc::sync_channel::<Vec<u8>>(CHUNKS_IN_FLIGHT);
     std::thread::scope(|scope| {
         let writer = std::thread::Builder::new()
             .name("unpack".to_owned())
             .spawn_scoped(scope, move || {
-                confine::to_directory(&target)?;
-                let mut archive = Archive::new(ChunkReader::new(receiver));
-                TreeWriter::new(target, rootless, limits).write_all(&mut archive)
+                consume(&mut Archive::new(ChunkReader::new(receiver)))
             })
             .map_err(|error| Error::io("cannot start a thread", error))?;
         let fed = feed(source, &sender, limits);
         drop(sender);
-        let written: Result<Summary> = writer.join().unwrap_or_else(|_| {
+        let written: Result<T> = writer.join().unwrap_or_else(|_| {
             Err(Error::new(
                 Kind::Internal,
                 "cannot unpack a layer: the thread that writes panicked",
             ))
         });
         // When the source failed, what the writer says is only an echo of it.
-        let Fed {
-            diff_id,
-            archive,
-            complete,
-        } = fed?;
-        let summary = written?;
-        if !complete {
-            return Err(Error::new(
+        let fed = fed?;
+        let written = written?;
+        match fed.complete {
+            true => Ok((written, fed)),
+            false => Err(Error::new(
                 Kind::Internal,
                 "cannot unpack a layer: the writer left early",
-            ));
+            )),
         }
-        Ok(Unpacked {
-            diff_id,
-            bytes: summary.bytes,
-            entries: summary.entries,
-            archive,
-            skipped_devices: summary.skipped_devices,
-        })
     })
 }
 
 /// What passed to the writer; not `complete` when that one hung up before the end.
-struct Fed {
-    diff_id: Digest,
+pub(crate) struct Fed {
+    pub(crate) diff_id: Digest,
     archive: u64,
     complete: bool,
 }
@@ -215,7 +223,7 @@ pub(crate) fn read_full(source: &mut dyn Read, buffer: &mut [u8]) -> io::Result<
 }
 
 /// The receiving end of the channel as a stream.
-struct ChunkReader {
+pub(crate) struct ChunkReader {
     receiver: mpsc::Receiver<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,

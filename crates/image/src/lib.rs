@@ -8,6 +8,7 @@
 //! ```text
 //! registry / archive / tar ──bytes──▶ blobs/sha256/<digest>          as they came, so a push repeats them bit for bit
 //!                              └────▶ layers/<diff id>/              unpacked, in overlayfs' form, shared by images
+//!                              └────▶ disks/<chain>.erofs            the same layers as a machine's root disk
 //!                                     images.json                    which manifests there are and what they are called
 //! ```
 
@@ -21,6 +22,7 @@ pub mod bootstrap;
 pub mod build;
 pub mod diff;
 mod digest;
+pub mod erofs;
 mod files;
 mod image;
 pub mod import;

@@ -5,6 +5,7 @@
 //! blobs/sha256/<hex>     manifests, configs and layers, byte for byte as they came
 //! layers/<hex>/          a layer unpacked, in overlayfs' form; named by its diff id
 //! layers/<hex>.json      {"version":1,…}: its size, and which blobs were seen to unpack to it
+//! disks/<hex>.erofs      an image's layers as one disk, named by their diff ids; `.lock` held while it is made
 //! lock                   held exclusively while `images.json` is rewritten
 //! holds                  held shared while something is brought in, so that a sweep leaves what has no name yet
 //! …/.new-*, .part-*      unfinished; flocked by whoever works on it, otherwise rubbish
@@ -13,6 +14,7 @@
 //! sandbox's `nosuid`-decided, `nodev` mounts. Readers take no lock: files are replaced by rename.
 
 mod catalog;
+mod disk;
 mod ingest;
 mod sweep;
 

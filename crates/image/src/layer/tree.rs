@@ -22,10 +22,10 @@ use super::times::Times;
 const MAX_ID: u64 = 65_535;
 /// Directories in directories, in one path.
 const MAX_LEVELS: usize = 512;
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// aufs' own bookkeeping, meaningless elsewhere; docker skips it too.
-const AUFS: &[u8] = b".wh..wh.";
+pub(crate) const AUFS: &[u8] = b".wh..wh.";
 
 /// What unpacking one layer came to.
 #[derive(Debug, Default)]
@@ -510,7 +510,7 @@ impl<'a> TreeWriter<'a> {
 
 /// The path without `.`, doubled and outer slashes; empty for the root. A leading slash means the layer's root, as in
 /// docker; `..` is refused wherever it stands, and so is what is longer or deeper than any program can use.
-fn clean(path: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn clean(path: &[u8]) -> Result<Vec<u8>> {
     if path.contains(&0) {
         return Err(corrupt("a path holds a NUL"));
     }
@@ -539,7 +539,7 @@ fn clean(path: &[u8]) -> Result<Vec<u8>> {
     Ok(clean)
 }
 
-fn owner(entry: &Entry) -> Result<(Uid, Gid)> {
+pub(crate) fn owner(entry: &Entry) -> Result<(Uid, Gid)> {
     for (what, id) in [("uid", entry.uid), ("gid", entry.gid)] {
         if id > MAX_ID {
             return Err(

@@ -91,7 +91,7 @@ impl Store {
         let (digest, size) = writer.finish();
         check_blob(expected, digest, size, outcome.is_err())?;
         let (tree, unpacked) = outcome?;
-        check_diff_id(expected, &unpacked)?;
+        check_diff_id(expected, unpacked.diff_id)?;
         note_skipped(unpacked.skipped_devices, progress);
         self.publish(|| blob.publish(&self.blob_path(digest)), tree, digest, &unpacked)?;
         Ok(Layer {
@@ -113,7 +113,7 @@ impl Store {
     ) -> Result<()> {
         let mut source = source;
         let (tree, unpacked) = self.decode(&mut source, &layer.media_type, Some(layer.size))?;
-        check_diff_id(Expected::of(layer), &unpacked)?;
+        check_diff_id(Expected::of(layer), unpacked.diff_id)?;
         note_skipped(unpacked.skipped_devices, progress);
         let blob = || {
             std::fs::rename(part, self.blob_path(layer.digest)).map_err(|error| {
@@ -142,7 +142,7 @@ impl Store {
         let (digest, size) = hasher.finish();
         check_blob(Expected::of(layer), digest, size, outcome.is_err())?;
         let (tree, unpacked) = outcome?;
-        check_diff_id(Expected::of(layer), &unpacked)?;
+        check_diff_id(Expected::of(layer), unpacked.diff_id)?;
         note_skipped(unpacked.skipped_devices, progress);
         self.publish(|| Ok(()), tree, layer.digest, &unpacked)?;
         progress(Progress::Finished { key, label });
@@ -253,7 +253,7 @@ impl Store {
 }
 
 /// `unpack_failed` softens a missing size: a source that broke off has its own, better explanation.
-fn check_blob(expected: Expected, digest: Digest, size: u64, unpack_failed: bool) -> Result<()> {
+pub(super) fn check_blob(expected: Expected, digest: Digest, size: u64, unpack_failed: bool) -> Result<()> {
     let broken = |why: String| {
         Err(Error::new(
             Kind::Corrupt,
@@ -281,13 +281,13 @@ fn check_blob(expected: Expected, digest: Digest, size: u64, unpack_failed: bool
     }
 }
 
-fn check_diff_id(expected: Expected, unpacked: &Unpacked) -> Result<()> {
+pub(super) fn check_diff_id(expected: Expected, diff_id: Digest) -> Result<()> {
     match expected.diff_id {
-        Some(promised) if promised != unpacked.diff_id => Err(Error::new(
+        Some(promised) if promised != diff_id => Err(Error::new(
             Kind::Corrupt,
             format!("cannot accept the layer with the diff id `{}`", promised.short()),
         )
-        .because(format!("it unpacks to `{}`", unpacked.diff_id))
+        .because(format!("it unpacks to `{diff_id}`"))
         .hint("the image's config does not match its layers; push or save it again")),
         _ => Ok(()),
     }
@@ -298,9 +298,9 @@ fn io_tee<'a, R: Read + ?Sized, W: Write>(source: &'a mut R, copy: &'a mut W) ->
     Tee { source, copy }
 }
 
-struct Tee<'a, R: ?Sized, W> {
-    source: &'a mut R,
-    copy: &'a mut W,
+pub(super) struct Tee<'a, R: ?Sized, W> {
+    pub(super) source: &'a mut R,
+    pub(super) copy: &'a mut W,
 }
 
 impl<R: Read + ?Sized, W: Write> Read for Tee<'_, R, W> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Store;
 use super::catalog::Catalog;
+use super::disk::disk_name;
 use crate::files::{self, Temporary};
 use crate::layer::remove::remove_tree;
 use crate::{Digest, Reference, build};
@@ -136,6 +137,10 @@ impl Store {
                     failures.note(remove_file(&self.blob_path(digest)));
                 }
             }
+            let disk = disk_name(&record.layers);
+            if !kept.disks.contains(&disk) {
+                failures.note(remove_file(&self.disk_path(disk)));
+            }
             for layer in &record.layers {
                 if !kept.trees.contains(&layer.diff_id)
                     && self.layer_path(layer.diff_id).is_dir()
@@ -173,6 +178,20 @@ impl Store {
             let goes = match Digest::from_hex(&name) {
                 Some(digest) => !kept.blobs.contains(&digest),
                 None => name.starts_with('.') && !files::is_held(&path),
+            };
+            if goes {
+                let size = disk_usage(&path);
+                if failures.note(remove_file(&path)) {
+                    pruned.freed += size;
+                }
+            }
+        }
+        // A lock on a disk is taken below `holds`, which nobody has now.
+        for (name, path) in entries(&self.disks())? {
+            let digits = name.strip_suffix(".erofs").or_else(|| name.strip_suffix(".lock"));
+            let goes = match digits.and_then(Digest::from_hex) {
+                Some(disk) => !kept.disks.contains(&disk),
+                None => name.starts_with(Temporary::PREFIX) && !files::is_held(&path),
             };
             if goes {
                 let size = disk_usage(&path);
@@ -266,6 +285,7 @@ impl Failures {
 struct Kept {
     blobs: HashSet<Digest>,
     trees: HashSet<Digest>,
+    disks: HashSet<Digest>,
 }
 
 impl Kept {
@@ -273,9 +293,11 @@ impl Kept {
         let mut kept = Kept {
             blobs: HashSet::new(),
             trees: HashSet::new(),
+            disks: HashSet::new(),
         };
         for record in &catalog.images {
             kept.blobs.extend([record.manifest, record.id]);
+            kept.disks.insert(disk_name(&record.layers));
             for layer in &record.layers {
                 kept.blobs.insert(layer.digest);
                 kept.trees.insert(layer.diff_id);
@@ -288,7 +310,11 @@ impl Kept {
 fn entries(directory: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
     let failed = |error| Error::io(format!("cannot read `{}`", directory.display()), error);
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
+    let read = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        other => other.map_err(failed)?,
+    };
+    for entry in read {
         let entry = entry.map_err(failed)?;
         if let Ok(name) = entry.file_name().into_string() {
             found.push((name, entry.path()));
