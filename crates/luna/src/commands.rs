@@ -10,6 +10,7 @@ mod explain;
 mod host;
 mod images;
 mod inspect;
+mod isolation;
 mod kernels;
 mod life;
 mod logs;
@@ -69,6 +70,7 @@ pub(crate) fn run(command: Command, front: &Front) -> Result<u8> {
         Command::Cp(args) => copy::cp(front, &args),
         Command::Ps(args) => ps::ps(front, &args),
         Command::Logs(args) => logs::logs(front, &args),
+        Command::Inspect(args) if args.isolation => return isolation::isolation(front, &args),
         Command::Inspect(args) => return inspect::inspect(front, &args, args.kind),
         Command::Stats(args) => stats::stats(front, &args),
         Command::Top(args) => stats::top(front, &args),

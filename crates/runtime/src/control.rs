@@ -56,6 +56,8 @@ pub enum Request {
     Resume,
     Usage,
     Processes,
+    /// Answered with [`luna_core::isolation::Isolation`].
+    Isolation,
     Update {
         resources: Box<Resources>,
         restart: Option<RestartPolicy>,

@@ -17,6 +17,7 @@
 mod bundle;
 mod clients;
 mod hub;
+mod isolation;
 pub(crate) mod live;
 mod requests;
 

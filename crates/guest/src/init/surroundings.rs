@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 
-use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use crate::protocol::{Attempt, Failure, MAX_ATTEMPTS, Seen, Stage, Surroundings, encode};
@@ -99,8 +99,15 @@ fn look(path: &str) -> Result<Seen, Errno> {
     Ok(if has_content { Seen::Content } else { Seen::Empty })
 }
 
-/// Opened, nothing is written; in a directory the kernel is asked whether something could be made.
+/// Opened, nothing is written; in a directory the kernel is asked whether something could be made. A mount that is
+/// read-only is told first: permissions, which come before it in the kernel, can be changed.
 fn try_to_write(path: &str) -> Result<(), Errno> {
+    if rustix::fs::statvfs(path)?
+        .f_flag
+        .contains(StatVfsMountFlags::RDONLY)
+    {
+        return Err(Errno::ROFS);
+    }
     match open(path, OFlags::WRONLY) {
         Err(Errno::ISDIR) => rustix::fs::accessat(rustix::fs::CWD, path, Access::WRITE_OK, AtFlags::empty()),
         opened => opened.map(drop),

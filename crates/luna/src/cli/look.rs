@@ -83,8 +83,11 @@ pub(crate) struct InspectArgs {
     /// Look only among these
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) kind: Option<Type>,
-    /// JSON is what is printed anyway
-    #[arg(long, hide = true)]
+    /// What stands round running sandboxes, measured now from outside and from inside
+    #[arg(long, conflicts_with = "kind")]
+    pub(crate) isolation: bool,
+    /// With `--isolation`, JSON in place of a table; without, JSON is what is printed anyway
+    #[arg(long)]
     pub(crate) json: bool,
     /// Names or ids
     #[arg(required = true, value_name = "NAME")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use luna_core::engine::Usage;
 use luna_core::error::Report;
+use luna_core::isolation::Isolation;
 use luna_core::process::{Process, TerminalSize};
 use luna_core::spec::{Resources, RestartPolicy};
 use luna_core::{Error, Kind, Result};
@@ -118,6 +119,11 @@ impl Client {
 
     pub fn processes(mut self) -> Result<Vec<GuestProcess>> {
         self.ask(&Request::Processes)
+    }
+
+    /// What stands round the sandbox, measured now.
+    pub fn isolation(mut self) -> Result<Isolation> {
+        self.ask(&Request::Isolation)
     }
 
     pub fn update(mut self, resources: Resources, restart: Option<RestartPolicy>) -> Result<()> {

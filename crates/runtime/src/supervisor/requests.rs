@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::STACK;
 use super::hub::Watcher;
+use super::isolation;
 use super::live::Shared;
 use crate::control::frame::{self, FrameKind};
 use crate::control::{Attach, Ended, Request};
@@ -87,6 +88,11 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
         Request::Processes => {
             refuse_paused(shared)?;
             reply(stream, &shared.session()?.processes()?);
+            Ok(())
+        }
+        Request::Isolation => {
+            refuse_paused(shared)?;
+            reply(stream, &isolation::measure(shared)?);
             Ok(())
         }
         Request::Update { resources, restart } => {
