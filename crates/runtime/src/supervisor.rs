@@ -12,6 +12,7 @@
 //! server            connections                        one thread per client and request
 //! health            the interval                       an exec
 //! ports             connections on the host            relays (luna-network)
+//! socket            connections inside                 relays to the host's sockets, where the kernel is not the host's
 //! ```
 
 mod bundle;
@@ -20,6 +21,7 @@ mod hub;
 mod isolation;
 pub(crate) mod live;
 mod requests;
+mod sockets;
 
 pub(crate) use bundle::init;
 
@@ -279,11 +281,13 @@ impl Keeper<'_> {
         };
         // Until the root is mounted a sweep must leave the image's layers alone.
         let hold = self.store.hold()?;
-        let bundle = bundle::assemble(self.layout, self.store, &self.record, endpoint)?;
+        let mut bundle = bundle::assemble(self.layout, self.store, &self.record, endpoint)?;
+        let sockets = sockets::take(&mut bundle)?;
         let mut instance = self.engine.start(bundle)?;
         drop(hold);
         let session = Session::open(instance.channel()?)?;
         let child = session.start(&self.record.process)?;
+        sockets.serve(&session)?;
         let now = timestamp(SystemTime::now());
         let control = Arc::from(instance.control());
         let mut child = child;
