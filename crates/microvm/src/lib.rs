@@ -4,6 +4,7 @@
 //! being answered by a container.
 
 pub mod kernel;
+pub mod probe;
 pub mod volume;
 
 use std::time::Duration;
@@ -20,18 +21,21 @@ pub fn reports() -> Vec<EngineReport> {
 }
 
 fn report(accelerator: Accelerator) -> EngineReport {
+    let mut checks = probe::probe(accelerator);
+    // Last, so that what the host lacks is named first.
+    checks.push(Check {
+        name: "engine".to_owned(),
+        outcome: Outcome::Missing,
+        detail: format!("Luna {} has no virtual machine engine", env!("CARGO_PKG_VERSION")),
+        fix: None,
+        took: Duration::ZERO,
+    });
     EngineReport {
         profile: EngineProfile {
             wall: Wall::Vm,
             accelerator: Some(accelerator),
             root: RootForm::Disk,
         },
-        checks: vec![Check {
-            name: "engine".to_owned(),
-            outcome: Outcome::Missing,
-            detail: format!("Luna {} has no virtual machine engine", env!("CARGO_PKG_VERSION")),
-            fix: None,
-            took: Duration::ZERO,
-        }],
+        checks,
     }
 }
