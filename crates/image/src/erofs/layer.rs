@@ -55,6 +55,9 @@ pub(super) struct LayerReader<'t, 'a> {
     contents: &'t mut Contents<'a>,
     root: NodeId,
     above: HashMap<NodeId, Above>,
+    /// Times of directories by the path that an entry had: the last word on a path counts, even when another directory
+    /// came to stand there.
+    times: HashMap<Vec<u8>, (i64, u32)>,
     /// The root's time where no entry gives one: the first entry's, so that one image makes one disk.
     root_time: Option<(i64, u32)>,
     /// The parent of the last entry: archives go through a directory's files in a row.
@@ -78,6 +81,7 @@ impl<'t, 'a> LayerReader<'t, 'a> {
             contents,
             root,
             above: HashMap::from([(root, above)]),
+            times: HashMap::new(),
             root_time: None,
             parent: None,
             skipped: HashMap::new(),
@@ -106,10 +110,20 @@ impl<'t, 'a> LayerReader<'t, 'a> {
             count += 1;
         }
         archive.drain()?;
+        self.set_times();
+        Ok((self.root, self.wanted))
+    }
+
+    /// A directory named through a symlink keeps the time it was made with.
+    fn set_times(&mut self) {
         if let Some(time) = self.root_time {
             self.tree.node_mut(self.root).owner.mtime = time;
         }
-        Ok((self.root, self.wanted))
+        for (path, time) in std::mem::take(&mut self.times) {
+            if let Ok(directory) = self.walk(&path, Links::Refuse) {
+                self.tree.node_mut(directory).owner.mtime = time;
+            }
+        }
     }
 
     fn apply<R: Read>(&mut self, entry: &Entry, number: u64, archive: &mut Archive<R>) -> Result<()> {
@@ -117,9 +131,7 @@ impl<'t, 'a> LayerReader<'t, 'a> {
         self.root_time.get_or_insert(entry.mtime);
         if path.is_empty() {
             return match entry.kind {
-                EntryKind::Directory => self
-                    .adopt(self.root, entry)
-                    .map(|()| self.root_time = Some(entry.mtime)),
+                EntryKind::Directory => self.adopt(self.root, &path, entry),
                 _ => Err(corrupt("only a directory can stand for the root")),
             };
         }
@@ -306,15 +318,19 @@ impl<'t, 'a> LayerReader<'t, 'a> {
         }
     }
 
-    fn adopt(&mut self, directory: NodeId, entry: &Entry) -> Result<()> {
+    fn adopt(&mut self, directory: NodeId, path: &[u8], entry: &Entry) -> Result<()> {
         let mut owner = owner_of(entry)?;
         let mut attributes = std::mem::take(&mut self.tree.node_mut(directory).attributes);
         attributes::set(&mut attributes, &mut owner.mode, true, &entry.xattrs)?;
         self.tree
             .take_room(attributes.iter().map(attributes::Attribute::memory).sum())?;
         let node = self.tree.node_mut(directory);
+        owner.mtime = node.owner.mtime;
         node.owner = owner;
         node.attributes = attributes;
+        if self.times.insert(path.to_vec(), entry.mtime).is_none() {
+            self.tree.take_room(path.len())?;
+        }
         Ok(())
     }
 
@@ -324,7 +340,7 @@ impl<'t, 'a> LayerReader<'t, 'a> {
             Some(Child::Node(node)) if self.tree.directory(node).is_some() => node,
             _ => self.make_directory(parent, name, owner_of(entry)?)?,
         };
-        self.adopt(made, entry)?;
+        self.adopt(made, path, entry)?;
         if there == Some(Child::Whiteout) {
             self.make_opaque(made)?;
         }

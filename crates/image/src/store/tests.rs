@@ -323,3 +323,77 @@ fn several_writers_lose_nothing() {
     });
     assert_eq!(store.list().unwrap().len(), 20);
 }
+
+#[test]
+fn a_disk_is_made_once_and_goes_with_its_last_image() {
+    let (directory, store) = store();
+    let image = imported(&store, "first", &[("etc/motd", "hello")]);
+    let started = std::sync::atomic::AtomicU32::new(0);
+    let count = |progress: Progress| {
+        if let Progress::Started { label, .. } = progress {
+            assert_eq!(label, "Making the disk of first:latest");
+            started.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    };
+    let disks: Vec<_> = std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| store.disk(&image, &count).unwrap()))
+            .collect();
+        waiting.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(disks.iter().all(|disk| *disk == disks[0]));
+    assert_eq!(started.load(std::sync::atomic::Ordering::Relaxed), 1);
+    let bytes = std::fs::read(&disks[0]).unwrap();
+
+    // Another image of the same layers has the same disk; a prune leaves it.
+    let layers = image.layers.clone();
+    let reference = Reference::parse("second").unwrap();
+    let mut config = image.config.clone();
+    config.set_author(Some("somebody else".to_owned()));
+    let second = store
+        .add_image(config, &image.extensions, &layers, Some(&reference), false)
+        .unwrap();
+    assert_ne!(second.id, image.id);
+    assert_eq!(store.disk(&second, &quiet).unwrap(), disks[0]);
+    store.remove("first", false, &unused).unwrap();
+    std::fs::write(
+        directory.path().join("disks/.new-1-0"),
+        "left by a killed process",
+    )
+    .unwrap();
+    let freed = store.prune(false, &unused).unwrap().freed;
+    assert!(freed > 0 && disks[0].is_file());
+    assert_eq!(names(&directory.path().join("disks")).len(), 2);
+
+    // One that was cut short is made again, with the very same bytes.
+    std::fs::File::options()
+        .write(true)
+        .open(&disks[0])
+        .and_then(|file| file.set_len(5000))
+        .unwrap();
+    assert_eq!(store.disk(&second, &quiet).unwrap(), disks[0]);
+    assert!(std::fs::read(&disks[0]).unwrap() == bytes);
+
+    store.remove("second", false, &unused).unwrap();
+    assert!(!disks[0].exists());
+    store.prune(false, &unused).unwrap();
+    assert!(names(&directory.path().join("disks")).is_empty());
+}
+
+#[test]
+fn no_disk_is_made_of_a_damaged_blob() {
+    let (directory, store) = store();
+    let image = imported(&store, "first", &[("etc/motd", "hello")]);
+    let blob = store.blob_path(image.layers[0].digest);
+    let mut bytes = std::fs::read(&blob).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&blob, &bytes).unwrap();
+    let error = store.disk(&image, &quiet).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    std::fs::remove_file(&blob).unwrap();
+    let error = store.disk(&image, &quiet).unwrap_err();
+    assert_eq!(error.hint_text(), Some("luna pull first:latest"));
+    let left = names(&directory.path().join("disks"));
+    assert_eq!(left.len(), 1, "only the lock: {left:?}");
+}
