@@ -294,6 +294,16 @@ mod tests {
     }
 
     #[test]
+    fn the_page_s_example_is_read() {
+        let page = include_str!("../../../../docs/policy.md");
+        let (_, example) = page.split_once("```toml\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        let policy = read(example).unwrap();
+        assert_eq!(policy.floor.unwrap().value, Floor::OwnKernel);
+        assert_eq!((policy.risks.trusted.len(), policy.nested_userns.len()), (1, 1));
+    }
+
+    #[test]
     fn an_empty_file_demands_nothing() {
         let policy = read("# nothing\n").unwrap();
         assert_eq!((policy.floor, policy.risks), (None, Risks::default()));
