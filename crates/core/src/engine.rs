@@ -110,6 +110,15 @@ pub enum Accelerator {
     Kvm,
 }
 
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Accelerator::Tcg => "tcg",
+            Accelerator::Kvm => "kvm",
+        })
+    }
+}
+
 /// What an engine is, before any host is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineProfile {
@@ -179,6 +188,8 @@ pub struct Disk {
     /// How large `upper` is made.
     pub upper_size: Bytes,
     pub read_only: bool,
+    /// An EROFS image of the kernel's loadable modules, for a sandbox that may load them.
+    pub modules: Option<PathBuf>,
     /// Sockets of the host's that are offered inside, each as a listening socket at its path; whoever connects there is
     /// carried to the host through init's channel.
     pub sockets: Vec<PathBuf>,

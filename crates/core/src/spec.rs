@@ -24,6 +24,7 @@ pub struct Spec {
     pub hostname: Option<String>,
     pub labels: BTreeMap<String, String>,
     pub resources: Resources,
+    pub machine: MachineRequest,
     pub mounts: Vec<Mount>,
     pub read_only: bool,
     pub network: Network,
@@ -50,6 +51,7 @@ impl Spec {
             hostname: None,
             labels: BTreeMap::new(),
             resources: Resources::default(),
+            machine: MachineRequest::default(),
             mounts: Vec::new(),
             read_only: false,
             network: Network::None,
@@ -134,6 +136,16 @@ pub struct Resources {
     /// Size of `/dev/shm`; 64 MiB where absent.
     pub shm: Option<Bytes>,
     pub rlimits: Vec<Rlimit>,
+}
+
+/// What only a machine has; behind the container wall it means nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineRequest {
+    /// A kernel's name; the best one that is here where absent.
+    pub kernel: Option<String>,
+    /// How large the writable disk may grow.
+    pub disk: Option<Bytes>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -59,6 +59,9 @@ pub const HANGUP: u8 = 125;
 /// How long the last words may take once everything is dead.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// The descriptor at which init finds its channel.
+pub const CHANNEL: std::os::fd::RawFd = channel::INHERITED;
+
 /// Runs init to its end and says with which code to exit. Call it first thing in a process of its own.
 pub fn run() -> u8 {
     run_with(Vec::new())

@@ -9,3 +9,6 @@ pub mod session;
 
 #[cfg(feature = "init")]
 pub mod init;
+
+#[cfg(feature = "init")]
+pub mod machine;

@@ -36,11 +36,7 @@ use crate::{ids, landlock, sealed, seccomp};
 pub fn launch(spec: Spec) -> Result<Jailed> {
     check(&spec)?;
     let cannot = |error: Error| error.context(format!("cannot build the jail `{}`", spec.name));
-    let landlock = if spec.defences.landlock {
-        landlock::scope().map_err(cannot)?
-    } else {
-        None
-    };
+    let landlock = landlock::ruleset(&spec).map_err(cannot)?;
     let devices = Devices::of(&spec).map_err(cannot)?;
     // Removed when dropped, after the process that was inside.
     let mut cgroups = Cgroups::create(&spec.name, &spec.limits, devices.as_ref()).map_err(cannot)?;

@@ -172,8 +172,7 @@ pub struct Defences {
     pub capabilities: Capabilities,
     pub no_new_privileges: bool,
     pub seccomp: Seccomp,
-    /// Landlock scopes: no signals to and no abstract sockets of processes outside.
-    pub landlock: bool,
+    pub landlock: Landlock,
     pub new_session_keyring: bool,
     /// The program has no controlling terminal.
     pub new_session: bool,
@@ -204,7 +203,7 @@ impl Default for Defences {
             capabilities: Capabilities::DEFAULT,
             no_new_privileges: true,
             seccomp: Seccomp::default(),
-            landlock: true,
+            landlock: Landlock::default(),
             new_session_keyring: true,
             new_session: true,
             close_descriptors: true,
@@ -213,6 +212,18 @@ impl Default for Defences {
             die_with_parent: true,
         }
     }
+}
+
+/// What Landlock adds, as far as the kernel knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Landlock {
+    Absent,
+    /// No signals to and no abstract sockets of processes outside.
+    #[default]
+    Scopes,
+    /// Also: nothing is written, made or removed by its path but what a mount of the spec gives to be written, and no TCP.
+    /// Descriptors that are open already keep what they may. Not for programs that mount.
+    ReadOnly,
 }
 
 /// Which system calls the jail may make.

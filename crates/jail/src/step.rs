@@ -126,7 +126,7 @@ pub(crate) enum Step {
 }
 
 /// Descriptors that the program may inherit beyond stdio.
-pub(crate) const MOST_INHERITED: usize = 16;
+pub(crate) const MOST_INHERITED: usize = 48;
 
 /// Stdio, then what the program inherits from 3 on; `None` is `null` of the devices.
 pub(crate) struct Descriptors {

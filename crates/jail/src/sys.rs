@@ -181,30 +181,54 @@ pub(crate) fn landlock_version() -> Result<u32> {
     .map(|version| version as u32)
 }
 
-/// A Landlock ruleset that handles nothing but `scoped` (`LANDLOCK_SCOPE_*`, version 6 and later).
-pub(crate) fn landlock_scope_ruleset(scoped: u64) -> Result<OwnedFd> {
-    #[repr(C)]
-    struct Attributes {
-        handled_access_fs: u64,
-        handled_access_net: u64,
-        scoped: u64,
-    }
-    let attributes = Attributes {
-        handled_access_fs: 0,
-        handled_access_net: 0,
-        scoped,
-    };
+/// `struct landlock_ruleset_attr` as of version 6. Older kernels take it as long as what they do not know is zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LandlockAttributes {
+    pub(crate) handled_access_fs: u64,
+    pub(crate) handled_access_net: u64,
+    /// `LANDLOCK_SCOPE_*`.
+    pub(crate) scoped: u64,
+}
+
+/// A Landlock ruleset that forbids everything it handles.
+pub(crate) fn landlock_ruleset(attributes: &LandlockAttributes) -> Result<OwnedFd> {
     // SAFETY: `attributes` has the layout of `struct landlock_ruleset_attr` and the size given; on success the result is
     // a descriptor nobody else knows.
     unsafe {
         let fd = check(libc::syscall(
             libc::SYS_landlock_create_ruleset,
-            std::ptr::from_ref(&attributes),
-            size_of::<Attributes>(),
+            std::ptr::from_ref(attributes),
+            size_of::<LandlockAttributes>(),
             0 as c_uint,
         ))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
+}
+
+/// Allows `access` (`LANDLOCK_ACCESS_FS_*`) below `parent`.
+pub(crate) fn landlock_allow(ruleset: BorrowedFd<'_>, access: u64, parent: BorrowedFd<'_>) -> Result<()> {
+    #[repr(C, packed)]
+    struct PathBeneath {
+        allowed_access: u64,
+        parent_fd: i32,
+    }
+    const RULE_PATH_BENEATH: c_uint = 1;
+    let rule = PathBeneath {
+        allowed_access: access,
+        parent_fd: parent.as_raw_fd(),
+    };
+    // SAFETY: `rule` has the layout of `struct landlock_path_beneath_attr` and outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            RULE_PATH_BENEATH,
+            &raw const rule,
+            0 as c_uint,
+        )
+    })
+    .map(drop)
 }
 
 pub(crate) fn landlock_restrict(ruleset: RawFd) -> Result<()> {

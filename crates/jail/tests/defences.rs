@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd as _;
 use common::{World, ask, start};
 use luna_core::capability::Capabilities;
 use luna_jail::Spec;
-use luna_jail::spec::{Defences, Mount, Network, Opening, Seccomp};
+use luna_jail::spec::{Defences, Landlock, Mount, Network, Opening, Seccomp};
 
 fn without(spec: &mut Spec, take_out: impl FnOnce(&mut Defences)) {
     take_out(&mut spec.defences);
@@ -126,7 +126,7 @@ fn what_the_program_holds() {
     let (_, less) = both(&script, |defences| defences.capabilities = Capabilities::ALL);
     assert!(u64::from_str_radix(&field(&less[0], "CapEff"), 16).unwrap() & 1 << 21 != 0);
     for take_out in [
-        |defences: &mut Defences| defences.landlock = false,
+        |defences: &mut Defences| defences.landlock = Landlock::Absent,
         |defences: &mut Defences| defences.new_session_keyring = false,
         |defences: &mut Defences| defences.new_session = false,
         |defences: &mut Defences| defences.device_cgroup = false,

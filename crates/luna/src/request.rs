@@ -54,6 +54,8 @@ pub(crate) fn spec(flags: &SandboxFlags, remove: bool) -> Result<Spec> {
     spec.labels = labels(&flags.label)?;
     spec.resources = limits(&flags.limits)?;
     spec.resources.shm = flags.shm_size.as_deref().map(str::parse).transpose()?;
+    spec.machine.kernel.clone_from(&flags.kernel);
+    spec.machine.disk = flags.disk.as_deref().map(str::parse).transpose()?;
     spec.resources.rlimits = limits::rlimits(&flags.ulimit)?;
     spec.mounts = mounts::mounts(&flags.volume, &flags.mount, &flags.tmpfs)?;
     spec.read_only = flags.read_only;

@@ -4,7 +4,9 @@
 //! ROOT/                         0700, the user's own
 //!   store/                      images (luna-image)
 //!   sandboxes/<id>/             one directory per sandbox
-//!     sandbox.json  status.json  lock  control.sock  log.json[.1 ...]  supervisor.log  upper/  work/
+//!     sandbox.json  status.json  lock  control.sock  log.json[.1 ...]  supervisor.log
+//!       upper/  work/           what a container wrote
+//!       upper.ext4              what a machine wrote
 //!   names/<name>                holds the id; made with O_EXCL, so a name is taken once
 //!   ranges/<n>                  holds the id that owns the host ids 1<<30 + n * 65536 ...
 //!   volumes/<name>/             volume.json, data/

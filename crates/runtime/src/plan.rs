@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use luna_core::capability::Capabilities;
-use luna_core::engine::Wall;
+use luna_core::engine::EngineProfile;
 use luna_core::process::{Process, TerminalSize};
 use luna_core::spec::{HealthCheck, HealthRequest, Mount, Spec};
 use luna_core::{Error, Kind, Result};
@@ -79,7 +79,7 @@ pub(crate) struct Plan {
 }
 
 /// Decides everything that needs no disk.
-pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, nesting: Nesting, wall: Wall) -> Result<Plan> {
+pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, nesting: Nesting, engine: &EngineProfile) -> Result<Plan> {
     let mut labels = image.labels.clone();
     let nested_requested = labels.get(NESTED_LABEL).is_some_and(|value| value == "true");
     labels.extend(spec.labels.clone());
@@ -88,7 +88,7 @@ pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, nesting: Nesting, wall: W
         None => signal::TERM,
     };
     Ok(Plan {
-        process: process(spec, image, wall)?,
+        process: process(spec, image, engine)?,
         stop_signal,
         stop_grace: spec.stop.grace.unwrap_or(GRACE),
         health: health(spec, image)?,
@@ -99,7 +99,7 @@ pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, nesting: Nesting, wall: W
     })
 }
 
-fn process(spec: &Spec, image: &ImageDefaults, wall: Wall) -> Result<Process> {
+fn process(spec: &Spec, image: &ImageDefaults, engine: &EngineProfile) -> Result<Process> {
     let program = &spec.program;
     // Docker's rule: a new entrypoint forgets the image's command; a new command keeps the image's entrypoint.
     let (entrypoint, image_command) = match &program.entrypoint {
@@ -133,7 +133,10 @@ fn process(spec: &Spec, image: &ImageDefaults, wall: Wall) -> Result<Process> {
     for (name, value) in &program.env {
         set(name, value);
     }
-    set("LUNA_WALL", &wall.to_string());
+    set("LUNA_WALL", &engine.wall.to_string());
+    if let Some(accelerator) = engine.accelerator {
+        set("LUNA_ACCELERATOR", &accelerator.to_string());
+    }
     if let Some((name, _)) = env
         .iter()
         .find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'))
@@ -164,8 +167,12 @@ fn process(spec: &Spec, image: &ImageDefaults, wall: Wall) -> Result<Process> {
             columns: 80,
         }),
         stdin: program.stdin,
-        capabilities: Capabilities::requested(&spec.security.cap_add, &spec.security.cap_drop)?,
-        no_new_privileges: !spec.security.allow_new_privileges,
+        capabilities: if spec.security.privileged {
+            Capabilities::ALL
+        } else {
+            Capabilities::requested(&spec.security.cap_add, &spec.security.cap_drop)?
+        },
+        no_new_privileges: !spec.security.allow_new_privileges && !spec.security.privileged,
         rlimits: spec.resources.rlimits.clone(),
     })
 }
@@ -274,6 +281,8 @@ fn absolute(text: &str, what: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use luna_core::engine::{RootForm, Wall};
+
     use super::*;
 
     /// Entrypoint and command as asked, arguments as expected.
@@ -301,7 +310,12 @@ mod tests {
     };
 
     fn nesting(spec: &Spec, image: &ImageDefaults, nesting: Nesting) -> Result<Plan> {
-        plan(spec, image, nesting, Wall::Container)
+        let container = EngineProfile {
+            wall: Wall::Container,
+            accelerator: None,
+            root: RootForm::Tree,
+        };
+        plan(spec, image, nesting, &container)
     }
 
     #[test]

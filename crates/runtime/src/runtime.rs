@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use luna_core::engine::{Engine, IdRange, RootForm};
+use luna_core::engine::{Accelerator, Engine, IdRange, RootForm};
 use luna_core::event::Action;
 use luna_core::host::{EngineReport, HostReport};
 use luna_core::name::Name;
@@ -16,6 +16,7 @@ use luna_core::policy::{Asked, Decision, Policy, confirm, decide, describe};
 use luna_core::spec::{Mount, Resources, RestartPolicy, Spec};
 use luna_core::{Error, Kind, Result};
 use luna_image::{Digest, Image, Store};
+use luna_microvm::Microvm;
 
 use crate::control::Attach;
 use crate::control::client::{Client, Stream};
@@ -89,7 +90,11 @@ impl Runtime {
     pub fn open(root: &Path, rootless: bool) -> Result<Runtime> {
         let executable =
             std::env::current_exe().map_err(|e| Error::io("cannot find Luna's own executable", e))?;
-        let engines: Vec<Arc<dyn Engine>> = vec![Arc::new(luna_container::Container)];
+        let engines: Vec<Arc<dyn Engine>> = vec![
+            Arc::new(luna_container::Container),
+            Arc::new(Microvm::new(Accelerator::Tcg)),
+            Arc::new(Microvm::new(Accelerator::Kvm)),
+        ];
         let runtime = Runtime::with(root, rootless, engines, Supervision::Process { executable })?;
         Ok(runtime.under(PolicyFile::usual()))
     }
@@ -142,11 +147,7 @@ impl Runtime {
 
     /// What this host can do; `fresh` tries everything again.
     pub fn host(&self, fresh: bool) -> Result<HostReport> {
-        let probe = || -> Vec<EngineReport> {
-            let mut reports: Vec<_> = self.engines.iter().map(|engine| engine.probe()).collect();
-            reports.extend(luna_microvm::reports());
-            reports
-        };
+        let probe = || -> Vec<EngineReport> { self.engines.iter().map(|engine| engine.probe()).collect() };
         host::report(&self.layout, self.rootless, fresh, &probe)
     }
 
@@ -207,7 +208,7 @@ impl Runtime {
             granted: rules.grants_nested_userns(&origin),
             allowed: rules.allows_nested(&decision.engine),
         };
-        let plan = plan::plan(&spec, &ImageDefaults::of(image), nested, decision.engine.wall)?;
+        let plan = plan::plan(&spec, &ImageDefaults::of(image), nested, &decision.engine)?;
         if let Some(name) = &spec.name
             && registry::name_taken(&self.layout, name)
         {
@@ -232,7 +233,9 @@ impl Runtime {
         };
         let id = draft.id.clone();
         let make = || -> Result<Sandbox> {
-            make_writable_directories(&draft.directory, ids)?;
+            if decision.engine.root == RootForm::Tree {
+                make_writable_directories(&draft.directory, ids)?;
+            }
             let mounts = plan
                 .mounts
                 .iter()

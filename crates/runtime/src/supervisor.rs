@@ -331,7 +331,7 @@ impl Keeper<'_> {
             .control()
             .usage()
             .is_ok_and(|usage| usage.out_of_memory());
-        tear_down(instance);
+        let end = tear_down(instance);
         self.shared.update(|live| live.running = None);
         drop(health);
         if out_of_memory {
@@ -351,7 +351,7 @@ impl Keeper<'_> {
                 }
                 .code(),
                 out_of_memory,
-                error: (!self.shared.was_killed()).then(|| error.report()),
+                error: (!self.shared.was_killed()).then(|| end.err().unwrap_or(error).report()),
             },
         }
     }
@@ -458,10 +458,11 @@ fn carry(shared: &Shared, source: Source, mut stream: StreamReader) {
     }
 }
 
-/// Ends everything that is still behind the wall and removes the wall.
-fn tear_down(mut instance: Box<dyn Instance>) {
+/// Ends everything that is still behind the wall and removes the wall. Where init went without a word, the wall may know
+/// why.
+fn tear_down(mut instance: Box<dyn Instance>) -> Result<ExitStatus> {
     let _ = instance.control().kill();
-    let _ = instance.wait();
+    instance.wait()
 }
 
 /// Removes the volumes that were made for this sandbox alone.

@@ -6,7 +6,7 @@ use std::path::Path;
 use luna_core::spec::PidsLimit;
 use luna_core::units::Bytes;
 use luna_jail::Spec;
-use luna_jail::spec::{Network, Opening, Seccomp};
+use luna_jail::spec::{Landlock, Network, Opening, Seccomp};
 
 /// Room for an attempt that a limit would stop.
 const PLENTY: Bytes = Bytes::mebibytes(512);
@@ -30,7 +30,7 @@ pub fn take_out(spec: &mut Spec, name: &str, program: &Path) {
         "restricted_binds" => defences.restricted_binds = false,
         "read_only_binds" => defences.read_only_binds = false,
         "no_new_privileges" => defences.no_new_privileges = false,
-        "landlock" => defences.landlock = false,
+        "landlock" => defences.landlock = Landlock::Absent,
         "new_session_keyring" => defences.new_session_keyring = false,
         "new_session" => defences.new_session = false,
         "close_descriptors" => defences.close_descriptors = false,

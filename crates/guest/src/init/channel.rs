@@ -10,7 +10,7 @@ use crate::protocol::{Decoder, Failure, FrameKind, HEADER, MAX_PAYLOAD, Reply, e
 use super::sys;
 
 /// Where the jail leaves the channel.
-const INHERITED: i32 = 3;
+pub(super) const INHERITED: i32 = 3;
 /// With so much under way to the host, no more output is read from processes and connections.
 const BUSY: usize = 64 * 1024;
 /// With so much under way to the host, no more requests are read from it.

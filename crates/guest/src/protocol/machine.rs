@@ -97,12 +97,19 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    Hello { version: u16, release: String },
+    Hello {
+        version: u16,
+        release: String,
+    },
     Ready,
     Failed(SetupFailure),
     Usage(GuestUsage),
     Done,
-    Ended(ExitStatus),
+    /// How init ended, and the last count of everything.
+    Ended {
+        status: ExitStatus,
+        usage: GuestUsage,
+    },
 }
 
 /// Where the machine's start went wrong, the kernel's number for it, and the path, tag or disk it concerns. The subject is

@@ -185,6 +185,12 @@ pub(crate) struct SandboxFlags {
     #[arg(long, value_name = "HOST", help_heading = "Network")]
     pub(crate) add_host: Vec<String>,
 
+    /// The guest kernel of a VM, by its name in `luna kernel ls`
+    #[arg(long, value_name = "NAME", help_heading = "Wall")]
+    pub(crate) kernel: Option<String>,
+    /// How large a VM's writable disk may grow [default: 16g]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub(crate) disk: Option<String>,
     #[command(flatten)]
     pub(crate) limits: LimitFlags,
     /// Size of `/dev/shm`

@@ -41,6 +41,8 @@ pub fn initramfs(init: &[u8], kernel: &Kernel) -> Result<Vec<u8>> {
     }
     // So that a kernel whose device file system comes later than init's first word still shows it.
     archive.character_device("dev/console", 5, 1);
+    // And where the console's driver is a module, init starts with no descriptors and needs one to fill them with.
+    archive.character_device("dev/null", 1, 3);
     archive.file("init", 0o755, init);
     for (order, path) in kernel.modules.iter().enumerate() {
         let content = fs::read(path).map_err(|e| fail(path, e))?;

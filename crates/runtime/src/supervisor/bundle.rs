@@ -3,17 +3,21 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use luna_core::engine::{Bundle, Confinement, Endpoint, Mount, OverlaidFile, Root, Tree};
+use luna_core::engine::{Bundle, Confinement, Disk, Endpoint, Mount, OverlaidFile, Root, RootForm, Tree};
 use luna_core::spec::Network;
 use luna_core::units::Bytes;
 use luna_core::{Error, Kind, Result};
-use luna_image::Store;
+use luna_image::{Image, Store};
+use luna_microvm::kernel::Store as Kernels;
 
 use crate::layout::Layout;
 use crate::record::{PlannedMount, Record};
 use crate::volumes::Volumes;
 
-/// Everything an engine needs. Layers that are not unpacked yet are unpacked.
+/// How large a machine's writable disk may grow where nobody said; it is sparse.
+const DISK: Bytes = Bytes::mebibytes(16 << 10);
+
+/// Everything an engine needs. What it needs of the image and is not made yet is made.
 pub(crate) fn assemble(
     layout: &Layout,
     store: &Store,
@@ -21,19 +25,16 @@ pub(crate) fn assemble(
     endpoint: Endpoint,
 ) -> Result<Bundle> {
     let image = store.get(&record.image.id)?;
-    let directory = layout.sandbox(&record.id);
-    let lower = store.tree(&image, &|_| {})?;
-    let mounts = mounts(layout, record, &lower)?;
+    let mounts = mounts(layout, store, &image, record)?;
+    let root = match record.decision.engine.root {
+        RootForm::Tree => Root::Tree(tree(layout, store, &image, record)?),
+        RootForm::Disk => Root::Disk(disk(layout, store, &image, record)?),
+    };
     let security = &record.spec.security;
     Ok(Bundle {
         id: record.id.clone(),
         init: init()?,
-        root: Root::Tree(Tree {
-            lower,
-            upper: directory.join("upper"),
-            work: directory.join("work"),
-            read_only: record.spec.read_only,
-        }),
+        root,
         ids: record.ids,
         hostname: record.hostname.clone(),
         files: files(record),
@@ -50,6 +51,30 @@ pub(crate) fn assemble(
             selinux: security.selinux.clone(),
             privileged: security.privileged,
         },
+    })
+}
+
+fn tree(layout: &Layout, store: &Store, image: &Image, record: &Record) -> Result<Tree> {
+    let directory = layout.sandbox(&record.id);
+    Ok(Tree {
+        lower: store.tree(image, &|_| {})?,
+        upper: directory.join("upper"),
+        work: directory.join("work"),
+        read_only: record.spec.read_only,
+    })
+}
+
+fn disk(layout: &Layout, store: &Store, image: &Image, record: &Record) -> Result<Disk> {
+    let spec = &record.spec;
+    let kernel = Kernels::open(&layout.kernels()).choose(spec.machine.kernel.as_deref())?;
+    Ok(Disk {
+        kernel: kernel.directory,
+        base: store.disk(image, &|_| {})?,
+        upper: layout.sandbox(&record.id).join("upper.ext4"),
+        upper_size: spec.machine.disk.unwrap_or(DISK),
+        read_only: spec.read_only,
+        modules: None,
+        sockets: Vec::new(),
     })
 }
 
@@ -106,7 +131,7 @@ fn files(record: &Record) -> Vec<OverlaidFile> {
     ]
 }
 
-fn mounts(layout: &Layout, record: &Record, lower: &[PathBuf]) -> Result<Vec<Mount>> {
+fn mounts(layout: &Layout, store: &Store, image: &Image, record: &Record) -> Result<Vec<Mount>> {
     let volumes = Volumes::new(layout);
     record
         .mounts
@@ -139,7 +164,8 @@ fn mounts(layout: &Layout, record: &Record, lower: &[PathBuf]) -> Result<Vec<Mou
                     read_only,
                     ..
                 } => {
-                    let fill = |data: &Path| luna_image::populate(lower, &target, data);
+                    let fill =
+                        |data: &Path| luna_image::populate(&store.tree(image, &|_| {})?, &target, data);
                     let volume = volumes.create(&name, &fill)?;
                     Mount::Bind {
                         source: volume.data,
