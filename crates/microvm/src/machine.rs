@@ -346,10 +346,11 @@ fn volumes(bundle: &Bundle) -> Result<Vec<Volume>> {
         })
         .collect();
     if binds.len() > MOST_VOLUMES {
-        return Err(
-            Error::new(Kind::InvalidInput, format!("cannot mount {} volumes in a VM", binds.len()))
-                .because(format!("a machine has room for {MOST_VOLUMES}")),
-        );
+        return Err(Error::new(
+            Kind::InvalidInput,
+            format!("cannot mount {} volumes in a VM", binds.len()),
+        )
+        .because(format!("a machine has room for {MOST_VOLUMES}")));
     }
     binds
         .into_iter()

@@ -79,7 +79,12 @@ pub(crate) struct Plan {
 }
 
 /// Decides everything that needs no disk.
-pub(crate) fn plan(spec: &Spec, image: &ImageDefaults, nesting: Nesting, engine: &EngineProfile) -> Result<Plan> {
+pub(crate) fn plan(
+    spec: &Spec,
+    image: &ImageDefaults,
+    nesting: Nesting,
+    engine: &EngineProfile,
+) -> Result<Plan> {
     let mut labels = image.labels.clone();
     let nested_requested = labels.get(NESTED_LABEL).is_some_and(|value| value == "true");
     labels.extend(spec.labels.clone());
