@@ -12,11 +12,11 @@ mod command;
 mod disk;
 pub mod kernel;
 mod machine;
+pub mod probe;
 mod qemu;
 mod qmp;
 mod report;
 mod tail;
-pub mod probe;
 pub mod volume;
 
 use luna_core::Result;
@@ -56,7 +56,7 @@ impl Engine for Microvm {
 
     /// The sandbox dies with the thread that calls this: call it from one that lives as long as the sandbox shall.
     fn start(&self, bundle: Bundle) -> Result<Box<dyn Instance>> {
-        machine::start(self.accelerator, bundle).map(|running| Box::new(running) as Box<dyn Instance>)
+        machine::start(self.accelerator, &bundle).map(|running| Box::new(running) as Box<dyn Instance>)
     }
 
     fn reclaim(&self, id: &Id) -> Result<()> {

@@ -33,7 +33,7 @@ use crate::command::{self, CODE_CACHE};
 use crate::kernel::Kernel;
 use crate::qemu::Qemu;
 use crate::qmp::{Monitor, News};
-use crate::report::Reports;
+use crate::report::{Reports, Trouble};
 use crate::tail::Tail;
 use crate::volume::{self, Volume};
 use crate::{disk, kernel};
@@ -71,8 +71,8 @@ pub(crate) struct Running {
     paused: Arc<AtomicBool>,
 }
 
-pub(crate) fn start(accelerator: Accelerator, bundle: Bundle) -> Result<Running> {
-    let plan = Plan::of(accelerator, &bundle)?;
+pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle) -> Result<Running> {
+    let plan = Plan::of(accelerator, bundle)?;
     let qemu = Qemu::find()?;
     let Root::Disk(disks) = &bundle.root else {
         return Err(Error::new(
@@ -81,8 +81,8 @@ pub(crate) fn start(accelerator: Accelerator, bundle: Bundle) -> Result<Running>
         ));
     };
     let kernel = open_kernel(&disks.kernel)?;
-    let (mut descriptors, ends) = descriptors(&bundle, disks, &kernel)?;
-    let mut volumes = volumes(&bundle)?;
+    let (mut descriptors, ends) = descriptors(bundle, disks, &kernel)?;
+    let mut volumes = volumes(bundle)?;
     for volume in &mut volumes {
         descriptors.push(volume.connection()?);
     }
@@ -134,7 +134,7 @@ pub(crate) fn start(accelerator: Accelerator, bundle: Bundle) -> Result<Running>
     watch_volumes(&volumes, &reports, jail.handle()).map_err(cannot_connect)?;
     let news = reports.clone();
     let monitor = Monitor::start(ends.monitor, move |heard| news.hear(heard)).map_err(cannot_connect)?;
-    let setup = setup(&bundle, disks, &volumes, plan.guest)?;
+    let setup = setup(bundle, disks, &volumes, plan.guest)?;
     let mut running = Running {
         jail,
         _volumes: volumes,
@@ -194,7 +194,7 @@ impl Plan {
         }
         let resources = &bundle.resources;
         let memory = guest_memory(resources.memory);
-        let cpus = resources.cpus.map(|cpus| cpus.0.div_ceil(1000).max(1) as u32);
+        let cpus = resources.cpus.map(|cpus| cpus.0.div_ceil(1000).max(1));
         let available = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
         let beside = VMM.0
             + if accelerator == Accelerator::Tcg {
@@ -493,7 +493,8 @@ impl Running {
         if let Some(panic) = self.console.find("Kernel panic") {
             return Error::new(Kind::Unavailable, "cannot go on: the guest's kernel panicked").because(panic);
         }
-        if self.reports.panicked() {
+        let trouble = self.reports.trouble();
+        if trouble == Some(Trouble::Panicked) {
             return Error::new(Kind::Unavailable, "cannot go on: the guest's kernel panicked")
                 .because("it said so to QEMU and nothing on its console");
         }
@@ -505,11 +506,11 @@ impl Running {
                 error
             };
         }
-        if self.reports.lost_a_volume() {
+        if trouble == Some(Trouble::VolumeGone) {
             return Error::new(Kind::Unavailable, "cannot go on: a volume is gone")
                 .because("the process that served it has ended, and with it the machine");
         }
-        if self.reports.spoke_garbage() {
+        if trouble == Some(Trouble::Garbage) {
             return Error::new(Kind::Corrupt, "cannot go on: the machine spoke out of turn")
                 .because("what it sent is no report of its init's");
         }

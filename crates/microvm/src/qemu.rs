@@ -117,7 +117,7 @@ fn interpreter(program: &Path) -> Result<PathBuf> {
         return Err(bad());
     }
     let (table, size, count) = (word(&header, 32), half(54), half(56));
-    if size < 56 || size > 256 {
+    if !(56..=256).contains(&size) {
         return Err(bad());
     }
     let mut headers = vec![0; usize::from(size) * usize::from(count)];

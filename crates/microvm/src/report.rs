@@ -25,10 +25,19 @@ struct State {
     ended: Option<(ExitStatus, GuestUsage)>,
     /// QEMU is gone, or its guest spoke garbage.
     gone: bool,
-    garbage: bool,
-    panicked: bool,
-    volume_gone: bool,
+    trouble: Option<Trouble>,
     halted: Option<(bool, String)>,
+}
+
+/// Why a machine cannot go on; the first that was heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The guest's kernel said so to QEMU.
+    Panicked,
+    /// A process that serves a volume has ended.
+    VolumeGone,
+    /// What came through the machine's port is no report.
+    Garbage,
 }
 
 /// The machine's port and everything heard so far. Clones are the same.
@@ -66,17 +75,19 @@ impl Reports {
                     let Ok(Some(report)) = outcome else {
                         heard.change(|state| {
                             state.gone = true;
-                            state.garbage |= lied;
+                            if lied {
+                                state.trouble.get_or_insert(Trouble::Garbage);
+                            }
                         });
                         return;
                     };
                     heard.change(|state| match report {
                         Report::Ended { status, usage } => state.ended = Some((status, usage)),
                         _ if state.late > 0 => state.late -= 1,
-                        _ if state.answers.len() >= MOST_ANSWERS => state.garbage = true,
+                        _ if state.answers.len() >= MOST_ANSWERS => state.trouble = Some(Trouble::Garbage),
                         report => state.answers.push_back(report),
                     });
-                    if heard.state().garbage {
+                    if heard.trouble() == Some(Trouble::Garbage) {
                         // Whoever waits for the end sees it as this.
                         let _ = source.shutdown(std::net::Shutdown::Both);
                     }
@@ -114,10 +125,14 @@ impl Reports {
 
     pub(crate) fn hear(&self, news: News) {
         self.change(|state| match news {
-            News::Panicked => state.panicked = true,
+            News::Panicked => {
+                state.trouble.get_or_insert(Trouble::Panicked);
+            }
             News::Halted { full, reason } => state.halted = Some((full, reason)),
             News::GoesOn => state.halted = None,
-            News::VolumeGone => state.volume_gone = true,
+            News::VolumeGone => {
+                state.trouble.get_or_insert(Trouble::VolumeGone);
+            }
         });
     }
 
@@ -125,7 +140,7 @@ impl Reports {
     pub(crate) fn next(&self, patience: Duration) -> Option<Report> {
         let until = Instant::now() + patience;
         self.wait_for(Some(until), |state| {
-            let gone = state.gone || state.panicked || state.halted.is_some();
+            let gone = state.gone || state.trouble.is_some() || state.halted.is_some();
             state
                 .answers
                 .pop_front()
@@ -179,16 +194,8 @@ impl Reports {
         .flatten()
     }
 
-    pub(crate) fn panicked(&self) -> bool {
-        self.state().panicked
-    }
-
-    pub(crate) fn lost_a_volume(&self) -> bool {
-        self.state().volume_gone
-    }
-
-    pub(crate) fn spoke_garbage(&self) -> bool {
-        self.state().garbage
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        self.state().trouble
     }
 
     /// Why the machine stands still, and whether for want of space.

@@ -83,7 +83,7 @@ pub(crate) fn plan(
     spec: &Spec,
     image: &ImageDefaults,
     nesting: Nesting,
-    engine: &EngineProfile,
+    engine: EngineProfile,
 ) -> Result<Plan> {
     let mut labels = image.labels.clone();
     let nested_requested = labels.get(NESTED_LABEL).is_some_and(|value| value == "true");
@@ -104,7 +104,7 @@ pub(crate) fn plan(
     })
 }
 
-fn process(spec: &Spec, image: &ImageDefaults, engine: &EngineProfile) -> Result<Process> {
+fn process(spec: &Spec, image: &ImageDefaults, engine: EngineProfile) -> Result<Process> {
     let program = &spec.program;
     // Docker's rule: a new entrypoint forgets the image's command; a new command keeps the image's entrypoint.
     let (entrypoint, image_command) = match &program.entrypoint {
@@ -320,7 +320,7 @@ mod tests {
             accelerator: None,
             root: RootForm::Tree,
         };
-        plan(spec, image, nesting, &container)
+        plan(spec, image, nesting, container)
     }
 
     #[test]

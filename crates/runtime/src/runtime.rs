@@ -208,7 +208,7 @@ impl Runtime {
             granted: rules.grants_nested_userns(&origin),
             allowed: rules.allows_nested(&decision.engine),
         };
-        let plan = plan::plan(&spec, &ImageDefaults::of(image), nested, &decision.engine)?;
+        let plan = plan::plan(&spec, &ImageDefaults::of(image), nested, decision.engine)?;
         if let Some(name) = &spec.name
             && registry::name_taken(&self.layout, name)
         {

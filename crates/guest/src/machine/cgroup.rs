@@ -27,7 +27,7 @@ impl Cgroup {
         mount("cgroup2", TREE, "cgroup2", flags, c"").map_err(failed())?;
         // What a kernel was built without is not missed until a limit needs it.
         for controller in ["memory", "pids", "cpu", "io", "cpuset"] {
-            let _ = fs::self.write("/cgroup/cgroup.subtree_control", format!("+{controller}"));
+            let _ = fs::write("/cgroup/cgroup.subtree_control", format!("+{controller}"));
         }
         disks::directory(GROUP).map_err(failed())?;
         let group = Cgroup {
