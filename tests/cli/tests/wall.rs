@@ -154,25 +154,18 @@ fn a_floor_that_cannot_be_had_starts_and_fetches_nothing() {
 #[test]
 fn a_policy_raises_the_floor_and_names_itself() {
     let Some(luna) = Luna::new() else { return };
-    if has(&luna, "own-kernel") {
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: this host has a wall of its own kernel"
-        );
-        return;
-    }
     let file = luna.path("config/luna/policy.toml").display().to_string();
-    under(&luna, "run --rm busybox true").ok();
+    under(&luna, "run --isolation container --rm busybox true").ok();
     policy(&luna, "floor = \"own-kernel\"\n");
-    let error = under(&luna, "run --rm busybox true").fails(125);
+    let error = under(&luna, "run --isolation container --rm busybox true").fails(125);
     assert!(
         error.starts_with(&format!(
-            "error: cannot find a wall for this: the policy wants a kernel of its own (`floor` in `{file}`)\n"
+            "error: cannot use the container wall: the policy wants a kernel of its own (`floor` in `{file}`)\n"
         )),
         "{error}"
     );
     assert!(error.contains(&format!("change `floor` in `{file}`")), "{error}");
-    let explained = under(&luna, "explain --json busybox");
+    let explained = under(&luna, "explain --isolation container --json busybox");
     let told: Value = serde_json::from_str(&explained.out).unwrap();
     assert_eq!((explained.code, &told["chosen"]), (125, &Value::Null));
     assert_eq!(told["policy"]["files"][0], file);
@@ -189,7 +182,7 @@ fn a_policy_raises_the_floor_and_names_itself() {
     // Only what chooses a wall reads it.
     policy(&luna, "flor = \"own-kernel\"\n");
     under(&luna, "ps").ok();
-    let error = under(&luna, "run --rm busybox true").fails(125);
+    let error = under(&luna, "run --isolation container --rm busybox true").fails(125);
     assert!(
         error.starts_with(&format!(
             "error: cannot read the policy `{file}`\n  because: line 1: unknown field `flor`"
@@ -197,23 +190,16 @@ fn a_policy_raises_the_floor_and_names_itself() {
         "{error}"
     );
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let error = under(&luna, "run --rm busybox true").fails(125);
+    let error = under(&luna, "run --isolation container --rm busybox true").fails(125);
     assert!(error.contains("others may write it"), "{error}");
     assert!(error.contains(&format!("hint: chmod go-w {file}")), "{error}");
     std::fs::remove_file(&file).unwrap();
-    under(&luna, "run --rm busybox true").ok();
+    under(&luna, "run --isolation container --rm busybox true").ok();
 }
 
 #[test]
 fn risks_and_trust() {
     let Some(luna) = Luna::new() else { return };
-    if has(&luna, "own-kernel") {
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: this host has a wall of its own kernel"
-        );
-        return;
-    }
     let rule = |trusted: &str| {
         policy(
             &luna,
@@ -222,7 +208,7 @@ fn risks_and_trust() {
     };
     let id = luna.run(["images", "--no-trunc", "--quiet", "busybox"]).line();
     rule("\"ghcr.io/*\"");
-    let error = under(&luna, "run --rm busybox true").fails(125);
+    let error = under(&luna, "run --isolation container --rm busybox true").fails(125);
     assert!(
         error.contains("for an image it does not trust (`risks.untrusted` in"),
         "{error}"
@@ -232,16 +218,16 @@ fn risks_and_trust() {
         "{error}"
     );
     rule("\"docker.io/library/*\"");
-    under(&luna, "run --rm busybox true").ok();
+    under(&luna, "run --isolation container --rm busybox true").ok();
     // By its id it has no name.
-    under(&luna, &format!("run --rm {id} true")).fails(125);
+    under(&luna, &format!("run --isolation container --rm {id} true")).fails(125);
     rule(&format!("\"{id}\""));
-    under(&luna, "run --rm busybox true").ok();
-    under(&luna, &format!("run --rm {id} true")).ok();
+    under(&luna, "run --isolation container --rm busybox true").ok();
+    under(&luna, &format!("run --isolation container --rm {id} true")).ok();
     luna.line("tag busybox docker.io/other/name:1").ok();
-    under(&luna, "run --rm other/name:1 true").ok();
+    under(&luna, "run --isolation container --rm other/name:1 true").ok();
     rule("\"docker.io/library/busybox\"");
-    under(&luna, "run --rm other/name:1 true").fails(125);
+    under(&luna, "run --isolation container --rm other/name:1 true").fails(125);
     // One more file takes away and never gives back.
     let more = luna.path("more.toml");
     std::fs::write(
@@ -251,11 +237,21 @@ fn risks_and_trust() {
     .unwrap();
     std::fs::set_permissions(&more, std::fs::Permissions::from_mode(0o600)).unwrap();
     let more = more.display();
-    under(&luna, &format!("run --policy {more} --rm other/name:1 true")).fails(125);
-    under(&luna, &format!("run --policy {more} --rm busybox true")).ok();
-    luna.line(&format!("run --policy {more} --rm other/name:1 true"))
-        .ok();
-    luna.line("run --policy /nonexistent --rm busybox true")
+    under(
+        &luna,
+        &format!("run --policy {more} --isolation container --rm other/name:1 true"),
+    )
+    .fails(125);
+    under(
+        &luna,
+        &format!("run --policy {more} --isolation container --rm busybox true"),
+    )
+    .ok();
+    luna.line(&format!(
+        "run --policy {more} --isolation container --rm other/name:1 true"
+    ))
+    .ok();
+    luna.line("run --policy /nonexistent --isolation container --rm busybox true")
         .fails(125);
 }
 
