@@ -18,6 +18,7 @@ mod layout;
 mod log;
 mod plan;
 mod policy;
+mod prepare;
 mod ranges;
 mod record;
 mod registry;

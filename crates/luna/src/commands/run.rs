@@ -8,7 +8,7 @@ use luna_core::{Error, Result};
 use luna_runtime::control::Ended;
 use luna_runtime::{Runtime, Sandbox};
 
-use super::{Front, transfer};
+use super::{Front, bars, transfer};
 use crate::cli::run::{CreateArgs, MakingFlags, RunArgs};
 use crate::streams::{self, Connection};
 use crate::{request, terminal};
@@ -88,6 +88,10 @@ fn make(front: &Front, runtime: &Runtime, spec: Spec, making: &MakingFlags) -> R
             .note("the network is the host's own: in this respect there is no wall");
     }
     let image = transfer::obtain(runtime, &spec.image, making)?;
+    {
+        let bars = bars(making.quiet);
+        runtime.prepare(&spec, &decision, &image, &|progress| bars.take(progress))?;
+    }
     let sandbox = runtime.create(spec, decision, &image)?;
     if let Some(file) = &making.cidfile {
         write_id(file, &sandbox)?;

@@ -226,6 +226,7 @@ fn make(front: &Front, runtime: &Runtime, args: &UpArgs, bars: &Bars, spec: Spec
         Some(image) if !args.build => image,
         _ => obtain(runtime, args, bars)?,
     };
+    runtime.prepare(&spec, &decision, &image, &|progress| bars.take(progress))?;
     let sandbox = runtime.create(spec, decision, &image)?;
     match runtime.start(&sandbox, None) {
         Ok(_) => Ok(sandbox),

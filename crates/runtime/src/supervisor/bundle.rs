@@ -11,6 +11,7 @@ use luna_image::{Image, Store};
 use luna_microvm::kernel::Store as Kernels;
 
 use crate::layout::Layout;
+use crate::prepare;
 use crate::record::{PlannedMount, Record};
 use crate::volumes::Volumes;
 
@@ -66,14 +67,19 @@ fn tree(layout: &Layout, store: &Store, image: &Image, record: &Record) -> Resul
 
 fn disk(layout: &Layout, store: &Store, image: &Image, record: &Record) -> Result<Disk> {
     let spec = &record.spec;
-    let kernel = Kernels::open(&layout.kernels()).choose(spec.machine.kernel.as_deref())?;
+    let kernel = prepare::chosen(&Kernels::open(&layout.kernels()), spec)?;
+    let modules = if spec.security.privileged {
+        prepare::modules(&kernel)?
+    } else {
+        None
+    };
     Ok(Disk {
         kernel: kernel.directory,
         base: store.disk(image, &|_| {})?,
         upper: layout.sandbox(&record.id).join("upper.ext4"),
         upper_size: spec.machine.disk.unwrap_or(DISK),
         read_only: spec.read_only,
-        modules: None,
+        modules,
         sockets: Vec::new(),
     })
 }
