@@ -74,6 +74,8 @@ fn config(root_dir: String, guest_fd_limit: u64) -> Config {
         cache_policy: CachePolicy::Auto,
         entry_timeout: Duration::ZERO,
         attr_timeout: Duration::ZERO,
+        // Attributes sent along with names would be asked for again.
+        readdirplus: false,
         xattr: true,
         posix_acl: NegotiationMode::Auto,
         // Two files of one number on two file systems stay two files.

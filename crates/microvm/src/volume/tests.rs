@@ -372,7 +372,7 @@ impl Machine {
             .arg(files.path().join("initramfs"))
             .args([
                 "-append",
-                &format!("console=ttyS0 console=hvc0 panic=-1 loglevel=6 {words}"),
+                &format!("console=ttyS0 console=hvc0 panic=-1 loglevel=8 {words}"),
             ])
             .args(line)
             .stdin(next())
