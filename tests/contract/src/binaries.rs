@@ -33,6 +33,12 @@ pub fn init() -> &'static Path {
     BUILT.get_or_init(|| build("luna-guest", "luna-init"))
 }
 
+/// `luna-virtiofs`, built on first use.
+pub fn virtiofs() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("luna-virtiofs", "luna-virtiofs"))
+}
+
 /// `luna`: the one that `LUNA` names, or built on first use.
 pub fn luna() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

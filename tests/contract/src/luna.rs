@@ -15,8 +15,8 @@ use crate::binaries;
 use crate::bounded::{self, Finished};
 use crate::land::User;
 
-/// Long enough for a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
+/// Long enough for a busy machine, and for one that emulates another.
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Programs of busybox that the image has.
 const PROGRAMS: [&str; 34] = [
@@ -63,6 +63,7 @@ pub struct Luna {
     isolation: &'static str,
     program: PathBuf,
     init: PathBuf,
+    virtiofs: PathBuf,
     /// Whose Luna this is, where it is not root's; gone after everything else is.
     user: Option<User>,
 }
@@ -92,10 +93,12 @@ impl Luna {
             .prefix("luna-contract-")
             .tempdir()
             .expect("a temporary directory can be made");
-        let (mut program, mut init) = (binaries::luna().to_owned(), binaries::init().to_owned());
+        let mut program = binaries::luna().to_owned();
+        let mut init = binaries::init().to_owned();
+        let mut virtiofs = binaries::virtiofs().to_owned();
         if let Some(user) = &user {
             // The user may not be let into the directory where cargo builds.
-            for file in [&mut program, &mut init] {
+            for file in [&mut program, &mut init, &mut virtiofs] {
                 let copy = directory
                     .path()
                     .join(file.file_name().expect("a program has a name"));
@@ -109,14 +112,44 @@ impl Luna {
             isolation,
             program,
             init,
+            virtiofs,
             user,
         };
+        if isolation == "vm" {
+            luna.take_a_kernel()?;
+        }
         let explained = luna.luna(&["explain", "--isolation", isolation, "image"]);
         if !explained.success() {
             return Err(format!("no {isolation} here: {}", explained.errors.trim()));
         }
         luna.import("image", &["CMD [\"sh\"]", "ENV FROM_IMAGE=yes"]);
         Ok(luna)
+    }
+
+    /// The best guest kernel of the Luna that is installed here, or of `LUNA_ROOT`'s.
+    fn take_a_kernel(&self) -> Result<(), String> {
+        let root = std::env::var_os("LUNA_ROOT").map_or_else(|| "/var/lib/luna".into(), PathBuf::from);
+        let mut kernels = Command::new(binaries::luna());
+        let listed = bounded::finish(
+            kernels.env("LUNA_ROOT", &root).args(["kernel", "ls", "--json"]),
+            LIMIT,
+        );
+        let listed = listed.expect("luna can be spawned");
+        let all: Value = serde_json::from_str(&listed.output).unwrap_or_default();
+        let name = all[0]["Manifest"]["name"]
+            .as_str()
+            .ok_or_else(|| format!("no kernel in `{}`: `luna kernel build` makes one", root.display()))?;
+        let mut kernel = root.join("kernels").join(name);
+        if self.user.is_some() {
+            let copy = self.path("kernel");
+            let done = Command::new("cp").arg("-r").arg(&kernel).arg(&copy).status();
+            assert!(done.is_ok_and(|done| done.success()), "a kernel can be copied");
+            let open = Command::new("chmod").args(["-R", "a+rX"]).arg(&copy).status();
+            assert!(open.is_ok_and(|done| done.success()), "a kernel can be shown");
+            kernel = copy;
+        }
+        self.must(&["kernel", "import", &kernel.display().to_string()]);
+        Ok(())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -155,6 +188,7 @@ impl Luna {
         command
             .env("LUNA_ROOT", self.root())
             .env("LUNA_INIT", &self.init)
+            .env("LUNA_VIRTIOFS", &self.virtiofs)
             .args(words);
         if let Some(user) = &self.user {
             command

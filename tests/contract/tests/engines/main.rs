@@ -64,3 +64,5 @@ macro_rules! engine_without_root {
 
 engine!(container, "container");
 engine_without_root!(container_of_a_user, "container");
+engine!(vm, "vm");
+engine_without_root!(vm_of_a_user, "vm");
