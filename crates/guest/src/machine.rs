@@ -22,7 +22,7 @@ mod sys;
 mod target;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -54,9 +54,9 @@ pub fn run() -> ! {
             let _ = write_frame(&mut port, &last);
             wait_for_the_host(&port);
         }
-        // The console is all there is; the host keeps its last lines.
+        // The kernel's log goes to the console, which is all there is; the host keeps its last lines.
         Err((what, errno)) => {
-            let _ = writeln!(std::io::stderr(), "luna-init cannot {what}: {errno}");
+            let _ = std::fs::write("/dev/kmsg", format!("<2>luna-init cannot {what}: {errno}\n"));
         }
     }
     sys::turn_off()
@@ -104,6 +104,10 @@ fn serve(port: &mut File) -> Outcome<Report> {
     }
     sys::add_entropy(&setup.entropy).map_err(failure(SetupStage::Entropy, ""))?;
     sys::set_clock(setup.now).map_err(failure(SetupStage::Clock, ""))?;
+    // The sandbox's limit is its cgroup's; a program that reserves more than it touches runs here as behind the other wall.
+    std::fs::write("/proc/sys/vm/overcommit_memory", "1").map_err(|error| {
+        failure(SetupStage::Limits, "overcommit_memory")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    })?;
     disks::mount_root()?;
     let cgroup = Cgroup::make(setup.limits)?;
     sys::loopback_up().map_err(failure(SetupStage::Network, "lo"))?;

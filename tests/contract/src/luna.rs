@@ -310,6 +310,10 @@ impl Luna {
         found
     }
 
+    pub fn has_own_kernel(&self) -> bool {
+        self.isolation == "vm"
+    }
+
     /// The supervisors of this Luna.
     pub fn supervisors(&self) -> Vec<u32> {
         self.processes("")
