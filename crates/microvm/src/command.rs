@@ -71,7 +71,12 @@ impl Machine {
                 "max"
             },
         );
-        line.add("-smp", &self.processors.to_string());
+        // A socket for each: the firmware's table of processors, by which a guest without ACPI goes, names one of a socket.
+        let processors = self.processors;
+        line.add(
+            "-smp",
+            &format!("{processors},sockets={processors},cores=1,threads=1"),
+        );
         line.add("-m", &format!("{memory}M"));
         line.add("-machine", machine(self.volumes > 0));
         if self.volumes > 0 {

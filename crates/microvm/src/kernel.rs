@@ -235,6 +235,11 @@ impl Kernel {
                 // Each processor but the first would measure its delay loop, and on a busy host fail five times: 0.2 s.
                 // That of 2.5 GHz at 250 Hz; only a few short waits of drivers go by it.
                 words.push("lpj=10000000");
+                // Reading ACPI's tables takes a quarter of an emulated boot. Processors and interrupts are found without
+                // them, and a machine ends by a reset. A distribution's kernel is tried with them only, by its makers too.
+                if !self.modular() {
+                    words.push("acpi=off");
+                }
             }
         }
         words.join(" ")
