@@ -72,6 +72,8 @@ pub struct Outside {
     pub masked: Vec<PathBuf>,
     /// Absolute paths in the jail that can only be read.
     pub read_only: Vec<PathBuf>,
+    /// How many times it was started until it stood: more than once where emulation lost a guest before it was ready.
+    pub boots: u32,
 }
 
 /// One cgroup directory of a jail's on the host.

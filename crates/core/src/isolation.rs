@@ -61,6 +61,8 @@ pub struct Outside {
     pub namespaces: Vec<Namespace>,
     pub cgroups: Vec<Cgroup>,
     pub mounts: Mounts,
+    /// How many times the wall was started until it stood.
+    pub boots: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -133,6 +133,7 @@ impl Handle {
                 landlock: *landlock,
                 masked: masked.clone(),
                 read_only: read_only.clone(),
+                boots: 1,
             })
         })
     }

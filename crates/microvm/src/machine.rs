@@ -69,9 +69,10 @@ pub(crate) struct Running {
     memory: Bytes,
     memory_asked: Option<Bytes>,
     paused: Arc<AtomicBool>,
+    boots: u32,
 }
 
-pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle) -> Result<Running> {
+pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Result<Running> {
     let plan = Plan::of(accelerator, bundle)?;
     let qemu = Qemu::find()?;
     let Root::Disk(disks) = &bundle.root else {
@@ -146,6 +147,7 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle) -> Result<Running
         memory: plan.memory,
         memory_asked: bundle.resources.memory,
         paused: Arc::default(),
+        boots,
     };
     running.boot(&setup, disks)?;
     Ok(running)
@@ -522,6 +524,10 @@ impl Running {
             )
             .hint("give the sandbox more with `--memory`, or free some on the host");
         }
+        if !self.reports.is_gone() {
+            return Error::new(Kind::TimedOut, "cannot go on: the guest does not answer")
+                .because("neither its kernel nor its first process has said anything for a long time");
+        }
         // Its last words need a moment to arrive.
         let _ = handle.kill();
         let status = self.jail.wait();
@@ -530,6 +536,10 @@ impl Running {
         let error = Error::new(Kind::Unavailable, "cannot go on: the machine is gone");
         match (said, status) {
             (Some(said), _) => error.because(said),
+            // Not by us: it was gone before.
+            (None, Ok(ExitStatus::Signal { number: 9, .. })) => {
+                Error::new(Kind::Interrupted, "cannot go on: the machine is gone").because("QEMU was killed")
+            }
             (None, Ok(ExitStatus::Signal { number, .. })) => {
                 error.because(format!("QEMU was ended by signal {number}"))
             }
@@ -597,6 +607,7 @@ impl Instance for Running {
             memory: self.memory,
             memory_asked: self.memory_asked,
             paused: Arc::clone(&self.paused),
+            boots: self.boots,
         })
     }
 }
@@ -608,6 +619,7 @@ struct Remote {
     memory: Bytes,
     memory_asked: Option<Bytes>,
     paused: Arc<AtomicBool>,
+    boots: u32,
 }
 
 impl Control for Remote {
@@ -664,7 +676,10 @@ impl Control for Remote {
     }
 
     fn outside(&self) -> Result<Outside> {
-        self.jail.outside()
+        self.jail.outside().map(|outside| Outside {
+            boots: self.boots,
+            ..outside
+        })
     }
 
     fn update(&self, resources: &Resources) -> Result<()> {

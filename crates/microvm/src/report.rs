@@ -194,6 +194,11 @@ impl Reports {
         .flatten()
     }
 
+    /// Whether QEMU has closed the machine's port, which it does by ending.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state().gone
+    }
+
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         self.state().trouble
     }

@@ -107,6 +107,7 @@ fn outside(kind: Kind, wall: &Wall, main: u32) -> Outside {
             .collect(),
         cgroups: wall.cgroups.iter().map(|place| cgroup(place, wall.pid)).collect(),
         mounts: mounts(&read("mountinfo")),
+        boots: wall.boots,
     }
 }
 
