@@ -19,7 +19,7 @@ use crate::land::User;
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Programs of busybox that the image has.
-const PROGRAMS: [&str; 34] = [
+const PROGRAMS: [&str; 35] = [
     "sh",
     "ls",
     "cat",
@@ -54,6 +54,7 @@ const PROGRAMS: [&str; 34] = [
     "ps",
     "sha256sum",
     "printf",
+    "insmod",
 ];
 
 /// See the module. Dropping removes every sandbox and looks for what is left.
@@ -126,20 +127,27 @@ impl Luna {
         Ok(luna)
     }
 
-    /// The best guest kernel of the Luna that is installed here, or of `LUNA_ROOT`'s.
-    fn take_a_kernel(&self) -> Result<(), String> {
+    /// A guest kernel of the Luna that is installed here, or of `LUNA_ROOT`'s, that loads modules or has everything built in.
+    pub fn kernel(modular: bool) -> Option<PathBuf> {
         let root = std::env::var_os("LUNA_ROOT").map_or_else(|| "/var/lib/luna".into(), PathBuf::from);
         let mut kernels = Command::new(binaries::luna());
         let listed = bounded::finish(
             kernels.env("LUNA_ROOT", &root).args(["kernel", "ls", "--json"]),
             LIMIT,
         );
-        let listed = listed.expect("luna can be spawned");
-        let all: Value = serde_json::from_str(&listed.output).unwrap_or_default();
-        let name = all[0]["Manifest"]["name"]
-            .as_str()
-            .ok_or_else(|| format!("no kernel in `{}`: `luna kernel build` makes one", root.display()))?;
-        let mut kernel = root.join("kernels").join(name);
+        let all: Value = serde_json::from_str(&listed.ok()?.output).ok()?;
+        let kernel = all
+            .as_array()?
+            .iter()
+            .find(|kernel| kernel["Modular"] == Value::Bool(modular))?;
+        Some(root.join("kernels").join(kernel["Name"].as_str()?))
+    }
+
+    /// Copies a kernel to this Luna.
+    fn take_a_kernel(&self) -> Result<(), String> {
+        let mut kernel = Luna::kernel(false)
+            .or_else(|| Luna::kernel(true))
+            .ok_or("no guest kernel here: `luna kernel build` makes one")?;
         if self.user.is_some() {
             let copy = self.path("kernel");
             let done = Command::new("cp").arg("-r").arg(&kernel).arg(&copy).status();

@@ -3,6 +3,7 @@
 
 mod death;
 mod files;
+mod kernel;
 mod life;
 mod limits;
 mod program;
@@ -44,6 +45,7 @@ macro_rules! engine {
             files: a_read_only_root a_tmpfs a_bind_mount a_named_volume copies;
             life: signals stop_then_kill an_exec health restarts pause names exec_outlived_by_nothing;
             limits: memory processes processor open_files;
+            kernel: modules;
             death: of_the_supervisor of_the_supervisor_while_it_starts of_the_supervisor_while_it_stops;
         }
     };
