@@ -151,9 +151,11 @@ impl Runtime {
         host::report(&self.layout, self.rootless, fresh, &probe)
     }
 
-    /// The wall for what is asked, or a refusal; before anything is downloaded.
+    /// The wall for what is asked, or a refusal; before anything is downloaded. Nobody is refused by an old report: what
+    /// was missing may have been installed since.
     pub fn decide(&self, asked: &Asked) -> Result<Decision> {
-        decide(asked, &self.policy()?, &self.host(false)?)
+        let policy = self.policy()?;
+        decide(asked, &policy, &self.host(false)?).or_else(|_| decide(asked, &policy, &self.host(true)?))
     }
 
     /// What bears on the choice for this spec. The store is asked which image it names; nothing is fetched.
