@@ -7,6 +7,7 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,30 @@ pub trait Instance: Send {
     fn wait(&mut self) -> Result<ExitStatus>;
     /// A handle another thread may use while `wait` blocks.
     fn control(&self) -> Box<dyn Control>;
+}
+
+/// Boots disk images with a system of their own, behind a wall with a kernel of its own.
+pub trait SystemEngine: Engine {
+    /// Starts the machine; its firmware runs when this returns. On error nothing is left behind but `bundle.upper`.
+    fn boot(&self, bundle: SystemBundle) -> Result<Box<dyn System>>;
+}
+
+/// A running system that is not Luna's: no init to talk to, only what a computer has outside. Drop kills it.
+pub trait System: Send {
+    /// The serial console, both directions: a stream socket. Taken once; a second call is an error.
+    fn console(&mut self) -> Result<OwnedFd>;
+    /// Blocks until the machine is off. One that was switched off from inside ends with code 0.
+    fn wait(&mut self) -> Result<ExitStatus>;
+    /// A handle another thread may use while `wait` blocks.
+    fn control(&self) -> Arc<dyn SystemControl>;
+}
+
+/// What can be done to a running system from any thread, beside what any wall can.
+pub trait SystemControl: Control {
+    /// A TCP connection to a port of the guest's that its bundle names: a connected stream socket.
+    fn connect(&self, port: u16) -> Result<OwnedFd>;
+    /// Presses the power button. What the guest makes of it is the guest's.
+    fn power_off(&self) -> Result<()>;
 }
 
 /// What can be done to a running instance from any thread. Outliving the instance is harmless: calls then fail.
@@ -169,6 +194,46 @@ pub struct Bundle {
     pub endpoint: Endpoint,
     pub resources: Resources,
     pub confinement: Confinement,
+}
+
+/// One disk image to boot, with nothing left to decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemBundle {
+    pub id: Id,
+    pub disk: SystemDisk,
+    pub firmware: SystemFirmware,
+    pub ids: IdRange,
+    pub resources: Resources,
+    /// The guest's ports that [`SystemControl::connect`] reaches.
+    pub ports: Vec<u16>,
+}
+
+/// The disk of a system: an image that is never written, and what was written over it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemDisk {
+    pub base: PathBuf,
+    pub format: DiskFormat,
+    /// A qcow2 overlay, left by an earlier start of the same sandbox or made by the engine.
+    pub upper: PathBuf,
+    /// How large the disk is made, where that is more than the image's own size.
+    pub least_size: Bytes,
+}
+
+/// The format of a disk image, told by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    Qcow2,
+    Raw,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SystemFirmware {
+    Bios,
+    Uefi {
+        /// The firmware's variables, left by an earlier start of the same sandbox or made by the engine.
+        variables: PathBuf,
+    },
 }
 
 /// What the sandbox sees as `/`, in the form its engine's [`EngineProfile::root`] names.

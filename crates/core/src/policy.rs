@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ladder   container  <  vm on TCG  <  vm on KVM
-//! floor    the highest of --require, --privileged, the policy's own and that of every risk that is there
+//! floor    the highest of --require, --privileged, --boot, the policy's own and that of every risk that is there
 //! auto     the preferred wall at or above the floor; the container where nothing prefers a machine or memory is short
 //! ```
 //! A floor is never lowered: where no wall at or above it can be had, the run is refused, with what would change that.
@@ -45,10 +45,14 @@ pub struct Decision {
 /// The part of a spec that bears on the choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for or not by itself")]
 pub struct Asked {
     pub isolation: Isolation,
     pub require: Option<Floor>,
     pub privileged: bool,
+    /// A disk image with a kernel of its own.
+    #[serde(default)]
+    pub boot: bool,
     /// Only a container can share the host's.
     pub network: Network,
     /// User namespaces inside, and so containers in the sandbox.
@@ -66,6 +70,7 @@ impl Asked {
             isolation: spec.wall.isolation,
             require: spec.wall.require,
             privileged: spec.security.privileged,
+            boot: spec.boot.is_some(),
             network: spec.network,
             nested_containers: spec.security.nested_user_namespaces,
             secrets: false,
@@ -122,6 +127,13 @@ pub fn floor(asked: &Asked, policy: &Policy) -> Demand {
             Floor::OwnKernel,
             "`--privileged` needs a kernel of its own".to_owned(),
             "leave out `--privileged`; `--cap-add` grants single capabilities".to_owned(),
+        );
+    }
+    if asked.boot {
+        demand(
+            Floor::OwnKernel,
+            "`--boot` starts the disk image's own kernel".to_owned(),
+            "name an image in place of `--boot` to share the host's kernel".to_owned(),
         );
     }
     let risks = &policy.risks;

@@ -15,8 +15,10 @@ use crate::units::{Bytes, MilliCpus};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// A reference or an image id (or an unambiguous beginning of one).
+    /// A reference or an image id (or an unambiguous beginning of one); the disk's file where `boot` names one.
     pub image: String,
+    /// A disk image with a system of its own, in the image's place.
+    pub boot: Option<BootRequest>,
     /// Picked by the runtime where absent.
     pub name: Option<Name>,
     pub wall: WallRequest,
@@ -45,6 +47,7 @@ impl Spec {
     pub fn new(image: impl Into<String>) -> Spec {
         Spec {
             image: image.into(),
+            boot: None,
             name: None,
             wall: WallRequest::default(),
             program: Program::default(),
@@ -146,6 +149,35 @@ pub struct MachineRequest {
     pub kernel: Option<String>,
     /// How large the writable disk may grow.
     pub disk: Option<Bytes>,
+}
+
+/// `--boot`: a disk image that brings its own kernel and init, started by firmware as on a computer of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootRequest {
+    /// Absolute. It is read and never written.
+    pub disk: PathBuf,
+    pub firmware: Firmware,
+}
+
+/// What starts a disk image's boot loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Firmware {
+    /// What computers of before 2012 or so have; only on x86-64.
+    Bios,
+    Uefi,
+}
+
+impl Default for Firmware {
+    /// The one that starts most disk images of this processor.
+    fn default() -> Firmware {
+        if cfg!(target_arch = "x86_64") {
+            Firmware::Bios
+        } else {
+            Firmware::Uefi
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,11 +8,15 @@ use luna_core::engine::{Outside, Usage};
 use luna_core::process::ExitStatus;
 use luna_core::{Error, Kind, Result};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::cgroup::Cgroups;
 use crate::spec::Limits;
-use crate::sys::Instruction;
+use crate::sys::{self, Instruction};
+
+/// Of a thread that makes one socket.
+const STACK: usize = 64 << 10;
 
 /// A running jail. Drop kills everything inside, waits for it to be gone and removes the cgroups.
 #[derive(Debug)]
@@ -115,6 +119,17 @@ impl Handle {
         self.0.living("change", |cgroups| cgroups.update(limits))
     }
 
+    /// A TCP socket (IPv4) in the jail's network namespace, not connected: what it connects to is in there. Nothing of the
+    /// caller's enters the namespace but this socket.
+    pub fn tcp_socket(&self) -> Result<OwnedFd> {
+        self.0.living("reach into", |_| {
+            self.0
+                .process
+                .socket()
+                .map_err(|error| Error::io("cannot make a socket in the jail's network", error))
+        })
+    }
+
     /// Where this jail can be looked at, and what stands round it.
     pub fn outside(&self) -> Result<Outside> {
         let Standing {
@@ -208,6 +223,27 @@ impl Process {
                 }
             }
         }
+    }
+
+    /// Made by a thread that ends with it, since a thread that changes its namespace does so for good.
+    fn socket(&self) -> std::io::Result<OwnedFd> {
+        let make = || {
+            sys::enter_network(self.pidfd.as_fd())?;
+            rustix::net::socket_with(
+                AddressFamily::INET,
+                SocketType::STREAM,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("socket".to_owned())
+                .stack_size(STACK)
+                .spawn_scoped(scope, make)?;
+            let made = thread.join().map_err(|_| std::io::ErrorKind::Other)?;
+            Ok(made?)
+        })
     }
 
     fn end(&self) {

@@ -68,9 +68,11 @@ fn handled(landlock: Landlock, version: u32) -> LandlockAttributes {
     if landlock != Landlock::Absent {
         attributes.scoped = since(SCOPES_SINCE, SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL);
     }
-    if landlock == Landlock::ReadOnly {
+    if matches!(landlock, Landlock::ReadOnly | Landlock::ReadOnlyFiles) {
         attributes.handled_access_fs =
             WRITE_FILE | CHANGE_NAMES | since(REFER_SINCE, REFER) | since(TRUNCATE_SINCE, TRUNCATE);
+    }
+    if landlock == Landlock::ReadOnly {
         attributes.handled_access_net = since(TCP_SINCE, TCP);
     }
     attributes

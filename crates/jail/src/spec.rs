@@ -224,6 +224,8 @@ pub enum Landlock {
     /// Also: nothing is written, made or removed by its path but what a mount of the spec gives to be written, and no TCP.
     /// Descriptors that are open already keep what they may. Not for programs that mount.
     ReadOnly,
+    /// The same with TCP left open, for a program that serves a network namespace of its own.
+    ReadOnlyFiles,
 }
 
 /// Which system calls the jail may make.

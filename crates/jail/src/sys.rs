@@ -271,6 +271,15 @@ pub(crate) fn unshare_mounts() -> Result<()> {
     .map(drop)
 }
 
+/// Moves the calling thread alone into the network namespace of a process.
+pub(crate) fn enter_network(process: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: setns takes two integers; a network namespace is a thread's own and changes no memory or descriptor.
+    check(c_long::from(unsafe {
+        libc::setns(process.as_raw_fd(), libc::CLONE_NEWNET)
+    }))
+    .map(drop)
+}
+
 pub(crate) fn working_directory_is_root() -> Result<bool> {
     let mut buffer = [0u8; libc::PATH_MAX as usize];
     // SAFETY: the kernel writes at most the length given.

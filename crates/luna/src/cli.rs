@@ -209,6 +209,13 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_needed_unless_a_disk_is_booted() {
+        assert!(read("luna run").is_err() && read("luna create --rm").is_err());
+        assert!(read("luna run --boot disk.qcow2").is_ok() && read("luna create --boot disk.qcow2").is_ok());
+        assert!(read("luna explain").is_ok());
+    }
+
+    #[test]
     fn a_misspelt_flag_is_no_image() {
         let error = read("luna run --memroy 1g image").unwrap_err().to_string();
         assert!(

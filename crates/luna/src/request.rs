@@ -1,5 +1,6 @@
 //! From flags to a [`Spec`]: everything that can be wrong with a command line is found here, before anything happens.
 
+mod boot;
 mod env;
 mod health;
 mod limits;
@@ -30,7 +31,13 @@ pub(crate) fn spec(flags: &SandboxFlags, remove: bool) -> Result<Spec> {
         return Err(Error::new(Kind::Unsupported, "cannot map all ports of an image")
             .hint("name the ports: `--publish 8080:80`"));
     }
+    let boot = boot::boot(flags)?;
+    let image = match &boot {
+        Some(boot) => boot.disk.to_string_lossy().into_owned(),
+        None => image.to_owned(),
+    };
     let mut spec = Spec::new(image);
+    spec.boot = boot;
     spec.name = flags.name.as_deref().map(str::parse).transpose()?;
     spec.wall = WallRequest {
         isolation: flags.isolation.into(),
@@ -258,7 +265,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use luna_core::spec::{Floor, Isolation};
+    use luna_core::spec::{Firmware, Floor, Isolation};
 
     use super::*;
 
@@ -306,6 +313,39 @@ mod tests {
         assert_eq!(spec.stop.grace, Some(Duration::from_secs(3)));
         assert_eq!(spec.log.size.0, 1 << 20);
         assert_eq!(spec.extra_hosts[0].0, "db");
+    }
+
+    #[test]
+    fn a_disk_is_booted_in_an_images_place() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = file.path().to_str().unwrap();
+        let spec = read(&format!(
+            "--boot {disk} --memory 1024m -p 8080:8080 --name n --firmware uefi"
+        ))
+        .unwrap();
+        let boot = spec.boot.unwrap();
+        assert_eq!(
+            (boot.disk.as_path(), boot.firmware),
+            (file.path(), Firmware::Uefi)
+        );
+        assert_eq!((spec.image.as_str(), spec.ports.len()), (disk, 1));
+        for line in [
+            "image",
+            "-e A=1",
+            "--user 0",
+            "--entrypoint sh",
+            "-v /a:/b",
+            "--tmpfs /a",
+            "--network host",
+            "--privileged",
+            "--kernel small",
+            "--health-cmd true",
+            "--pids-limit 10",
+        ] {
+            assert!(read(&format!("--boot {disk} {line}")).is_err(), "{line}");
+        }
+        assert!(read("--boot /nonexistent/disk").is_err());
+        assert!(read("--firmware bios image").is_err());
     }
 
     #[test]

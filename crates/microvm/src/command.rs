@@ -7,7 +7,7 @@ use luna_core::units::Bytes;
 use luna_guest::protocol::machine::{BASE_DISK, CHANNEL_PORT, MACHINE_PORT, MODULES_DISK, UPPER_DISK};
 
 /// The first descriptor that QEMU inherits beyond its standard ones.
-const FIRST: usize = 3;
+pub(crate) const FIRST: usize = 3;
 
 /// What QEMU's code cache may grow to. Its own default is a quarter of the guest's memory.
 pub(crate) const CODE_CACHE: Bytes = Bytes::mebibytes(128);
@@ -48,37 +48,16 @@ impl Fixed {
 
 impl Machine {
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let mut line = Line::default();
-        let accelerator = match self.accelerator {
-            Accelerator::Kvm => "kvm".to_owned(),
-            Accelerator::Tcg => format!("tcg,thread=multi,tb-size={}", CODE_CACHE.0 >> 20),
-        };
+        let mut line = Line::vmm(self.accelerator, self.memory);
         let memory = self.memory.0 >> 20;
-        line.add("-nodefaults", "");
-        line.add("-no-user-config", "");
         line.add("-no-reboot", "");
-        line.add("-display", "none");
-        line.add(
-            "-sandbox",
-            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        );
-        line.add("-accel", &accelerator);
-        line.add(
-            "-cpu",
-            if self.accelerator == Accelerator::Kvm {
-                "host"
-            } else {
-                "max"
-            },
-        );
         // A socket for each: the firmware's table of processors, by which a guest without ACPI goes, names one of a socket.
         let processors = self.processors;
         line.add(
             "-smp",
             &format!("{processors},sockets={processors},cores=1,threads=1"),
         );
-        line.add("-m", &format!("{memory}M"));
-        line.add("-machine", machine(self.volumes > 0));
+        line.add("-machine", &board(self.volumes > 0));
         if self.volumes > 0 {
             // A volume's daemon reads and writes the guest's memory itself.
             line.add(
@@ -90,8 +69,7 @@ impl Machine {
         line.add("-initrd", &format!("/proc/self/fd/{}", Fixed::Initramfs.number()));
         line.add("-append", &self.kernel_arguments);
 
-        line.socket("monitor", Fixed::Monitor.number());
-        line.add("-mon", "chardev=monitor,mode=control");
+        line.monitor(Fixed::Monitor.number());
         line.add("-device", "virtio-serial-pci,id=serial,max_ports=4");
         line.socket("console", Fixed::Console.number());
         line.add("-device", "virtconsole,bus=serial.0,chardev=console");
@@ -110,11 +88,7 @@ impl Machine {
         if self.modules {
             line.disk(MODULES_DISK, Fixed::Modules.number(), false);
         }
-        line.add(
-            "-device",
-            "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on",
-        );
-        line.add("-device", "pvpanic-pci");
+        line.common_devices();
         let first_volume = Fixed::Modules.number() + usize::from(self.modules);
         for number in 0..self.volumes {
             let name = format!("volume{number}");
@@ -128,44 +102,81 @@ impl Machine {
     }
 }
 
+/// The board, as small as it comes.
 #[cfg(not(target_arch = "aarch64"))]
-fn machine(shared_memory: bool) -> &'static str {
-    if shared_memory {
-        "q35,usb=off,vmport=off,smm=off,hpet=off,graphics=off,memory-backend=memory"
-    } else {
-        "q35,usb=off,vmport=off,smm=off,hpet=off,graphics=off"
-    }
-}
-
+pub(crate) const BOARD: &str = "q35,usb=off,vmport=off,smm=off,hpet=off,graphics=off";
 #[cfg(target_arch = "aarch64")]
-fn machine(shared_memory: bool) -> &'static str {
-    if shared_memory {
-        "virt,gic-version=max,memory-backend=memory"
+pub(crate) const BOARD: &str = "virt,gic-version=max";
+
+fn board(shared_memory: bool) -> String {
+    let memory = if shared_memory {
+        ",memory-backend=memory"
     } else {
-        "virt,gic-version=max"
-    }
+        ""
+    };
+    format!("{BOARD}{memory}")
 }
 
+/// A command line in the making.
 #[derive(Default)]
-struct Line(Vec<String>);
+pub(crate) struct Line(pub(crate) Vec<String>);
 
 impl Line {
-    fn add(&mut self, option: &str, value: &str) {
+    /// What is the same for every machine: nothing but what is named, confined, on this accelerator.
+    pub(crate) fn vmm(accelerator: Accelerator, memory: Bytes) -> Line {
+        let mut line = Line::default();
+        let (accel, cpu) = match accelerator {
+            Accelerator::Kvm => ("kvm".to_owned(), "host"),
+            Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={}", CODE_CACHE.0 >> 20), "max"),
+        };
+        line.add("-nodefaults", "");
+        line.add("-no-user-config", "");
+        line.add("-display", "none");
+        line.add(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        );
+        line.add("-accel", &accel);
+        line.add("-cpu", cpu);
+        line.add("-m", &format!("{}M", memory.0 >> 20));
+        line
+    }
+
+    pub(crate) fn monitor(&mut self, descriptor: usize) {
+        self.socket("monitor", descriptor);
+        self.add("-mon", "chardev=monitor,mode=control");
+    }
+
+    /// What gives freed memory back, and what tells of a panic.
+    pub(crate) fn common_devices(&mut self) {
+        self.add(
+            "-device",
+            "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on",
+        );
+        self.add("-device", "pvpanic-pci");
+    }
+
+    pub(crate) fn add(&mut self, option: &str, value: &str) {
         self.0.push(option.to_owned());
         if !value.is_empty() {
             self.0.push(value.to_owned());
         }
     }
 
-    fn socket(&mut self, name: &str, descriptor: usize) {
+    pub(crate) fn socket(&mut self, name: &str, descriptor: usize) {
         self.add("-chardev", &format!("socket,id={name},fd={descriptor}"));
+    }
+
+    /// An inherited descriptor as the file under the block node's child `child`.
+    pub(crate) fn file(&mut self, child: &str, descriptor: usize) -> String {
+        // A set of its own for each, named after the descriptor.
+        self.add("-add-fd", &format!("fd={descriptor},set={descriptor}"));
+        format!("{child}.driver=file,{child}.filename=/dev/fdset/{descriptor}")
     }
 
     /// A disk by its serial number; where it may not be written, neither QEMU's layer nor its descriptor can.
     fn disk(&mut self, serial: &str, descriptor: usize, writable: bool) {
-        // A set of its own for each, named after the descriptor.
-        self.add("-add-fd", &format!("fd={descriptor},set={descriptor}"));
-        let file = format!("file.driver=file,file.filename=/dev/fdset/{descriptor}");
+        let file = self.file("file", descriptor);
         let (node, device) = if writable {
             (
                 format!("driver=raw,node-name={serial},{file},discard=unmap,file.discard=unmap"),

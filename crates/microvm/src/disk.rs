@@ -50,6 +50,11 @@ pub(crate) fn open_upper(path: &Path, size: Bytes) -> Result<OwnedFd> {
     if !path.exists() {
         make(path, size)?;
     }
+    lock_upper(path)
+}
+
+/// Opens a disk that is there for one machine alone.
+pub(crate) fn lock_upper(path: &Path) -> Result<OwnedFd> {
     let cannot = |e| Error::io(format!("cannot open the disk `{}`", path.display()), e);
     let file: OwnedFd = fs::OpenOptions::new()
         .read(true)

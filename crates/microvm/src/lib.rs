@@ -6,7 +6,8 @@
 //!  ──────┼──────────────────────────────────────────────────────────────── hardware virtualization, or emulation
 //!  guest │ kernel ── luna-init as the machine ── luna-init as init ── the sandbox's processes
 //! ```
-//! It decides nothing: a [`Bundle`] says it all. The same code drives both accelerators.
+//! It decides nothing: a [`Bundle`] says it all. The same code drives both accelerators. A disk image that brings a kernel and
+//! an init of its own is started by [`system`], behind the same wall.
 
 mod command;
 mod disk;
@@ -16,10 +17,14 @@ pub mod probe;
 mod qemu;
 mod qmp;
 mod report;
+pub mod system;
 mod tail;
+mod vmm;
 pub mod volume;
 
-use luna_core::engine::{Accelerator, Bundle, Engine, EngineProfile, Instance, RootForm, Wall};
+use luna_core::engine::{
+    Accelerator, Bundle, Engine, EngineProfile, Instance, RootForm, System, SystemBundle, SystemEngine, Wall,
+};
 use luna_core::host::EngineReport;
 use luna_core::name::Id;
 use luna_core::{Kind, Result};
@@ -81,5 +86,12 @@ impl Engine for Microvm {
 
     fn reclaim(&self, id: &Id) -> Result<()> {
         machine::reclaim(id)
+    }
+}
+
+impl SystemEngine for Microvm {
+    /// As with [`Engine::start`], the system dies with the thread that calls this.
+    fn boot(&self, bundle: SystemBundle) -> Result<Box<dyn System>> {
+        system::boot(self.accelerator, &bundle).map(|running| Box::new(running) as Box<dyn System>)
     }
 }

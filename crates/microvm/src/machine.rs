@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use luna_core::capability::Capabilities;
 use luna_core::engine::{
     Accelerator, Bundle, Control, Disk, Endpoint, Instance, Mount, Outside, Root, Usage,
 };
@@ -25,25 +24,22 @@ use luna_core::{Error, Kind, Result};
 use luna_guest::protocol::machine::{
     Command, GuestLimits, MACHINE_VERSION, Report, Setup, SetupFailure, SetupFile, SetupMount, SetupStage,
 };
-use luna_jail::spec::{Defences, Ids, Landlock, Limits, Network, Program, SecurityLabels};
+use luna_jail::spec::{Landlock, Limits};
 use luna_jail::{Handle, Jailed};
 use rustix::event::{PollFd, PollFlags};
 
-use crate::command::{self, CODE_CACHE};
+use crate::command;
 use crate::kernel::Kernel;
 use crate::qemu::Qemu;
 use crate::qmp::{Monitor, News};
 use crate::report::{Reports, Trouble};
 use crate::tail::Tail;
+use crate::vmm::{self, Vmm, cannot_connect};
 use crate::volume::{self, Volume};
 use crate::{disk, kernel};
 
-/// Guest memory where none was asked for; pages are taken from the host as they are used and go back when freed.
-const MEMORY: Bytes = Bytes::mebibytes(2048);
 /// What kernel and init need beside what was asked for.
 const RESERVE: Bytes = Bytes::mebibytes(48);
-/// What QEMU itself may use beside guest memory and code cache, where memory is limited.
-const VMM: Bytes = Bytes::mebibytes(192);
 const SHARED_MEMORY: Bytes = Bytes::mebibytes(64);
 const PIDS: u32 = 4096;
 /// A cold boot takes one to three seconds on an idle machine, by software emulation; many at once take longer.
@@ -51,8 +47,6 @@ const BOOT: Duration = Duration::from_secs(180);
 const SETUP: Duration = Duration::from_secs(120);
 /// How long the guest may take to count.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Host and guest share the processors of the host; a machine with more than this gains little.
-const MOST_PROCESSORS: u32 = 16;
 /// A process of its own for each, with a cgroup named after the machine's.
 pub(crate) const MOST_VOLUMES: usize = 24;
 
@@ -95,41 +89,16 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
         modules: disks.modules.is_some(),
         volumes: volumes.len(),
     };
-    let (errors, stderr) = std::io::pipe().map_err(cannot_connect)?;
-    let jail = luna_jail::launch(luna_jail::Spec {
-        name: bundle.id.to_string(),
-        program: Program {
-            executable: qemu.open()?,
-            // It looks for its files from where it lies itself.
-            arguments: std::iter::once(qemu.program.to_string_lossy().into_owned())
-                .chain(machine.arguments())
-                .collect(),
-            environment: Vec::new(),
-            stdio: [None, None, Some(stderr.into())],
-            descriptors,
-        },
-        ids: Ids {
-            base: bundle.ids.base,
-            count: luna_core::engine::IdRange::COUNT,
-        },
-        root: luna_jail::spec::Root::Empty,
-        hostname: "vmm".to_owned(),
-        files: Vec::new(),
-        mounts: mounts(&qemu, accelerator),
-        shared_memory: Bytes::mebibytes(1),
-        network: Network::Own,
+    let (jail, errors) = Vmm {
+        id: &bundle.id,
+        ids: bundle.ids,
+        accelerator,
+        arguments: machine.arguments(),
+        descriptors,
         limits: plan.limits,
-        rlimits: Vec::new(),
-        security_labels: SecurityLabels::default(),
-        defences: Defences {
-            capabilities: Capabilities::NONE,
-            // The distribution's own executable, bound to nothing the guest can reach.
-            sealed_program: false,
-            landlock: Landlock::ReadOnly,
-            ..Defences::default()
-        },
-    })
-    .map_err(|error| error.context("cannot start QEMU"))?;
+        landlock: Landlock::ReadOnly,
+    }
+    .launch(&qemu)?;
 
     let reports = Reports::listen(ends.machine).map_err(cannot_connect)?;
     watch_volumes(&volumes, &reports, jail.handle()).map_err(cannot_connect)?;
@@ -142,7 +111,7 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
         reports,
         monitor: Arc::new(monitor),
         console: Tail::of("console", ends.console).map_err(cannot_connect)?,
-        errors: Tail::of("errors", errors).map_err(cannot_connect)?,
+        errors,
         channel: Some(ends.channel.into()),
         memory: plan.memory,
         memory_asked: bundle.resources.memory,
@@ -151,10 +120,6 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
     };
     running.boot(&setup, disks)?;
     Ok(running)
-}
-
-fn cannot_connect(error: std::io::Error) -> Error {
-    Error::io("cannot connect to the machine", error)
 }
 
 /// What follows from the bundle alone.
@@ -196,24 +161,10 @@ impl Plan {
         }
         let resources = &bundle.resources;
         let memory = guest_memory(resources.memory);
-        let cpus = resources.cpus.map(|cpus| cpus.0.div_ceil(1000).max(1));
-        let available = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-        let beside = VMM.0
-            + if accelerator == Accelerator::Tcg {
-                CODE_CACHE.0
-            } else {
-                0
-            };
         Ok(Plan {
-            processors: cpus.unwrap_or(available).min(available).min(MOST_PROCESSORS),
+            processors: vmm::processors(resources),
             memory,
-            limits: Limits {
-                memory: resources.memory.map(|_| Bytes(memory.0 + beside)),
-                cpus: resources.cpus,
-                cpuset: resources.cpuset.clone(),
-                io_weight: resources.blkio_weight,
-                ..Limits::default()
-            },
+            limits: vmm::limits(accelerator, resources, memory),
             guest: guest_limits(resources),
         })
     }
@@ -222,9 +173,7 @@ impl Plan {
 /// The size of the guest's memory in whole mebibytes.
 fn guest_memory(asked: Option<Bytes>) -> Bytes {
     let Some(asked) = asked else {
-        let total = rustix::system::sysinfo();
-        let half = (total.totalram * u64::from(total.mem_unit.max(1))) / 2;
-        return Bytes(MEMORY.0.min(half) >> 20 << 20);
+        return vmm::default_memory();
     };
     // The kernel keeps 64 bytes for each page of 4 KiB.
     Bytes((asked.0 + asked.0 / 32 + RESERVE.0).next_multiple_of(2 << 20))
@@ -299,27 +248,6 @@ fn initramfs(bundle: &Bundle, kernel: &Kernel) -> Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", bundle.init.as_raw_fd());
     let init = std::fs::read(path).map_err(|e| Error::io("cannot read `luna-init`", e))?;
     luna_jail::sealed_bytes(&kernel::initramfs(&init, kernel)?)
-}
-
-/// All files of the host that QEMU sees: its own.
-fn mounts(qemu: &Qemu, accelerator: Accelerator) -> Vec<luna_jail::spec::Mount> {
-    let mut mounts: Vec<_> = std::iter::once(&qemu.program)
-        .chain(&qemu.directories)
-        .map(|path| luna_jail::spec::Mount::Bind {
-            source: path.clone(),
-            target: path.clone(),
-            read_only: true,
-        })
-        .collect();
-    if accelerator == Accelerator::Kvm {
-        mounts.push(luna_jail::spec::Mount::Device {
-            source: "/dev/kvm".into(),
-            target: "/dev/kvm".into(),
-            read: true,
-            write: true,
-        });
-    }
-    mounts
 }
 
 /// The name of a volume's jail; [`reclaim`] knows them all.
@@ -501,12 +429,7 @@ impl Running {
                 .because("it said so to QEMU and nothing on its console");
         }
         if let Some((full, reason)) = self.reports.halted() {
-            let error = Error::new(Kind::Exhausted, "cannot write to the machine's disk").because(reason);
-            return if full {
-                error.hint("free some space on the host; `luna prune` removes what is unused")
-            } else {
-                error
-            };
+            return vmm::halted(full, reason);
         }
         if trouble == Some(Trouble::VolumeGone) {
             return Error::new(Kind::Unavailable, "cannot go on: a volume is gone")
@@ -516,36 +439,16 @@ impl Running {
             return Error::new(Kind::Corrupt, "cannot go on: the machine spoke out of turn")
                 .because("what it sent is no report of its init's");
         }
-        let handle = self.jail.handle();
-        if handle.usage().is_ok_and(|usage| usage.out_of_memory()) {
-            return Error::new(
-                Kind::Exhausted,
-                "cannot go on: the host killed QEMU for want of memory",
-            )
-            .hint("give the sandbox more with `--memory`, or free some on the host");
+        if let Some(error) = vmm::out_of_memory(&self.jail.handle()) {
+            return error;
         }
         if !self.reports.is_gone() {
             return Error::new(Kind::TimedOut, "cannot go on: the guest does not answer")
                 .because("neither its kernel nor its first process has said anything for a long time");
         }
-        // Its last words need a moment to arrive.
-        let _ = handle.kill();
-        let status = self.jail.wait();
-        std::thread::sleep(Duration::from_millis(20));
-        let said = self.errors.lines().pop().or_else(|| self.console.lines().pop());
-        let error = Error::new(Kind::Unavailable, "cannot go on: the machine is gone");
-        match (said, status) {
-            (Some(said), _) => error.because(said),
-            // Not by us: it was gone before.
-            (None, Ok(ExitStatus::Signal { number: 9, .. })) => {
-                Error::new(Kind::Interrupted, "cannot go on: the machine is gone").because("QEMU was killed")
-            }
-            (None, Ok(ExitStatus::Signal { number, .. })) => {
-                error.because(format!("QEMU was ended by signal {number}"))
-            }
-            (None, Ok(ExitStatus::Code(code))) => error.because(format!("QEMU ended with code {code}")),
-            (None, Err(_)) => error,
-        }
+        vmm::gone(&self.jail, || {
+            self.errors.lines().pop().or_else(|| self.console.lines().pop())
+        })
     }
 }
 
@@ -714,11 +617,6 @@ impl Control for Remote {
                 }
             }
         }
-        self.jail.update(&Limits {
-            cpus: resources.cpus,
-            cpuset: resources.cpuset.clone(),
-            io_weight: resources.blkio_weight,
-            ..Limits::default()
-        })
+        self.jail.update(&vmm::changeable(resources))
     }
 }

@@ -59,6 +59,11 @@ impl Monitor {
         self.send(&qapi::qmp::cont {})
     }
 
+    /// Presses the machine's power button.
+    pub(crate) fn power_button(&self) -> io::Result<()> {
+        self.send(&qapi::qmp::system_powerdown {})
+    }
+
     fn send<C: Command>(&self, command: &C) -> io::Result<()> {
         let mut line = serde_json::to_vec(&Execute::<&C>::from(command))?;
         line.push(b'\n');

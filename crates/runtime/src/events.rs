@@ -21,7 +21,7 @@ pub(crate) fn record(layout: &Layout, of: &Record, action: Action) {
         time: timestamp(SystemTime::now()),
         id: of.id.clone(),
         name: of.name.clone(),
-        image: of.image.reference.clone(),
+        image: of.reference().to_owned(),
         action,
     };
     let Ok(mut line) = serde_json::to_vec(&event) else {

@@ -33,7 +33,7 @@ pub(crate) struct Watch {
 /// Begins to check, where the sandbox has a check.
 pub(crate) fn watch(shared: &Arc<Shared>, record: &Record) -> Option<Watch> {
     let check = record.health.clone()?;
-    let process = record.companion(check.command.clone());
+    let process = record.companion(check.command.clone()).ok()?;
     set(
         shared,
         Health {

@@ -7,6 +7,7 @@
 //!     sandbox.json  status.json  lock  control.sock  log.json[.1 ...]  supervisor.log
 //!       upper/  work/           what a container wrote
 //!       upper.ext4              what a machine wrote
+//!       upper.qcow2  variables.fd   what a disk image's own system wrote, and its firmware
 //!   names/<name>                holds the id; made with O_EXCL, so a name is taken once
 //!   ranges/<n>                  holds the id that owns the host ids 1<<30 + n * 65536 ...
 //!   volumes/<name>/             volume.json, data/

@@ -32,7 +32,7 @@ pub use events::Events;
 pub use layout::Layout;
 pub use log::{Line as LogLine, Reader as LogReader, Source as LogSource};
 pub use policy::PolicyFile;
-pub use record::{Health, HealthStatus, ImageName, PlannedMount, Record, State, Status, TOKEN};
+pub use record::{Content, Health, HealthStatus, ImageName, PlannedMount, Record, State, Status, TOKEN};
 pub use runtime::{Pruned, Runtime, Supervision};
 pub use sandbox::Sandbox;
 pub use volumes::{Volume, Volumes};

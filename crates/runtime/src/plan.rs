@@ -16,6 +16,8 @@ use crate::signal;
 /// Docker's `PATH` for images that set none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const GRACE: Duration = Duration::from_secs(10);
+/// A whole system takes longer to go down than a program.
+const SYSTEM_GRACE: Duration = Duration::from_secs(60);
 
 /// The label by which an image asks for nested user namespaces. Asking grants nothing.
 const NESTED_LABEL: &str = "dev.luna.request.nested-userns";
@@ -68,6 +70,12 @@ impl ImageDefaults {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) process: Process,
+    pub(crate) keeping: Keeping,
+}
+
+/// How a sandbox is kept, whatever runs in it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Keeping {
     pub(crate) stop_signal: u8,
     pub(crate) stop_grace: Duration,
     pub(crate) health: Option<HealthCheck>,
@@ -94,14 +102,28 @@ pub(crate) fn plan(
     };
     Ok(Plan {
         process: process(spec, image, engine)?,
-        stop_signal,
-        stop_grace: spec.stop.grace.unwrap_or(GRACE),
-        health: health(spec, image)?,
-        labels,
-        mounts: mounts(spec, image)?,
-        nested_user_namespaces: spec.security.nested_user_namespaces
-            || (nested_requested && nesting.allowed && (nesting.built_here || nesting.granted)),
+        keeping: Keeping {
+            stop_signal,
+            stop_grace: spec.stop.grace.unwrap_or(GRACE),
+            health: health(spec, image)?,
+            labels,
+            mounts: mounts(spec, image)?,
+            nested_user_namespaces: spec.security.nested_user_namespaces
+                || (nested_requested && nesting.allowed && (nesting.built_here || nesting.granted)),
+        },
     })
+}
+
+/// The same for a disk image's own system, in which nothing is Luna's to arrange.
+pub(crate) fn system(spec: &Spec) -> Keeping {
+    Keeping {
+        stop_signal: signal::TERM,
+        stop_grace: spec.stop.grace.unwrap_or(SYSTEM_GRACE),
+        health: None,
+        labels: spec.labels.clone(),
+        mounts: Vec::new(),
+        nested_user_namespaces: false,
+    }
 }
 
 fn process(spec: &Spec, image: &ImageDefaults, engine: EngineProfile) -> Result<Process> {
@@ -395,7 +417,10 @@ mod tests {
         };
         let mut spec = Spec::new("i");
         let granted = |spec: &Spec, image: &ImageDefaults, given| {
-            nesting(spec, image, given).unwrap().nested_user_namespaces
+            nesting(spec, image, given)
+                .unwrap()
+                .keeping
+                .nested_user_namespaces
         };
         assert!(!granted(&spec, &asking, NONE));
         assert!(granted(&spec, &asking, built) && granted(&spec, &asking, policy));
@@ -425,7 +450,7 @@ mod tests {
                     ..image()
                 },
             )
-            .map(|plan| plan.health)
+            .map(|plan| plan.keeping.health)
         };
         assert_eq!(check(&["NONE"]).unwrap(), None);
         let shell = check(&["CMD-SHELL", "true"]).unwrap().unwrap();
@@ -455,6 +480,7 @@ mod tests {
         )
         .unwrap();
         let targets: Vec<_> = plan
+            .keeping
             .mounts
             .iter()
             .map(|mount| mount.target().to_owned())

@@ -13,11 +13,12 @@ use luna_core::error::Report;
 use luna_core::name::{Id, Name};
 use luna_core::policy::Decision;
 use luna_core::process::Process;
-use luna_core::spec::{HealthCheck, PortMapping, Spec};
+use luna_core::spec::{BootRequest, HealthCheck, PortMapping, Spec};
+use luna_core::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 /// The version of both files; another one is refused.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// Everything a start needs to know. Nothing in it is decided again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,9 +31,8 @@ pub struct Record {
     pub created: String,
     pub spec: Spec,
     pub decision: Decision,
-    pub image: ImageName,
+    pub content: Content,
     pub ids: IdRange,
-    pub process: Process,
     pub hostname: String,
     pub stop_signal: u8,
     pub stop_grace: Duration,
@@ -44,18 +44,63 @@ pub struct Record {
 }
 
 impl Record {
+    /// What the user called what is in it: an image, or a disk's file.
+    pub fn reference(&self) -> &str {
+        match &self.content {
+            Content::Program { image, .. } => &image.reference,
+            Content::System(_) => &self.spec.image,
+        }
+    }
+
+    /// The id of its image, where it has one.
+    pub fn image_id(&self) -> Option<&str> {
+        match &self.content {
+            Content::Program { image, .. } => Some(&image.id),
+            Content::System(_) => None,
+        }
+    }
+
+    /// Its main process, where Luna knows of one.
+    pub fn process(&self) -> Option<&Process> {
+        match &self.content {
+            Content::Program { process, .. } => Some(process),
+            Content::System(_) => None,
+        }
+    }
+
     /// What another program in this sandbox starts from: the main process's surroundings without its terminal, its
     /// input and its token, which any program of the same user could read from `/proc`.
-    pub fn companion(&self, args: Vec<String>) -> Process {
+    pub fn companion(&self, args: Vec<String>) -> Result<Process> {
+        let main = self.process().ok_or_else(|| self.no_init())?;
         let mut process = Process {
             args,
             terminal: None,
             stdin: false,
-            ..self.process.clone()
+            ..main.clone()
         };
         process.env.retain(|(name, _)| name != TOKEN);
-        process
+        Ok(process)
     }
+
+    /// The error of whatever only init could do, in a system that is not Luna's.
+    pub(crate) fn no_init(&self) -> Error {
+        let name = &self.name;
+        Error::new(Kind::Unsupported, format!("cannot reach into `{name}`"))
+            .because("it runs a disk image's own system, with no init of Luna's inside")
+            .hint(format!(
+                "`luna attach {name}` is its console; what it serves is reached through `-p`"
+            ))
+    }
+}
+
+/// What runs in a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Content {
+    /// A program from an image, under Luna's init.
+    Program { image: ImageName, process: Box<Process> },
+    /// A disk image's own system.
+    System(BootRequest),
 }
 
 /// The variable that gives the main process the secret its clients must know.

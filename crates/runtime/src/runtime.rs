@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use luna_core::engine::{Accelerator, Engine, IdRange, RootForm};
+use luna_core::engine::{Accelerator, Engine, IdRange, RootForm, SystemEngine};
 use luna_core::event::Action;
 use luna_core::host::{EngineReport, HostReport};
 use luna_core::name::Name;
-use luna_core::policy::{Asked, Decision, Policy, confirm, decide, describe};
-use luna_core::spec::{Mount, Resources, RestartPolicy, Spec};
+use luna_core::policy::{Asked, Decision, Origin, Policy, confirm, decide, describe};
+use luna_core::spec::{BootRequest, Mount, Resources, RestartPolicy, Spec};
 use luna_core::{Error, Kind, Result};
 use luna_image::{Digest, Image, Store};
 use luna_microvm::Microvm;
@@ -23,11 +23,12 @@ use crate::control::client::{Client, Stream};
 use crate::events::{self, Events};
 use crate::layout::Layout;
 use crate::log::{self, timestamp};
-use crate::plan::{self, ImageDefaults, Nesting};
+use crate::plan::{self, ImageDefaults, Keeping, Nesting, Plan};
 use crate::policy::{self, PolicyFile};
-use crate::record::{ImageName, PlannedMount, Record, State, VERSION};
+use crate::record::{Content, ImageName, PlannedMount, Record, State, VERSION};
 use crate::registry::{self, Draft};
 use crate::sandbox::{LOCK, Sandbox};
+use crate::supervisor::Starter;
 use crate::volumes::{Volume, Volumes};
 use crate::{host, layout, ranges, supervisor};
 
@@ -48,6 +49,8 @@ pub struct Runtime {
     layout: Layout,
     store: Store,
     engines: Vec<Arc<dyn Engine>>,
+    /// Those of them that boot disk images too.
+    system_engines: Vec<Arc<dyn SystemEngine>>,
     supervision: Supervision,
     rootless: bool,
     policies: Vec<PolicyFile>,
@@ -90,12 +93,18 @@ impl Runtime {
     pub fn open(root: &Path, rootless: bool) -> Result<Runtime> {
         let executable =
             std::env::current_exe().map_err(|e| Error::io("cannot find Luna's own executable", e))?;
-        let engines: Vec<Arc<dyn Engine>> = vec![
-            Arc::new(luna_container::Container),
+        let machines: Vec<Arc<dyn SystemEngine>> = vec![
             Arc::new(Microvm::new(Accelerator::Tcg)),
             Arc::new(Microvm::new(Accelerator::Kvm)),
         ];
-        let runtime = Runtime::with(root, rootless, engines, Supervision::Process { executable })?;
+        let mut engines: Vec<Arc<dyn Engine>> = vec![Arc::new(luna_container::Container)];
+        engines.extend(
+            machines
+                .iter()
+                .map(|machine| Arc::clone(machine) as Arc<dyn Engine>),
+        );
+        let mut runtime = Runtime::with(root, rootless, engines, Supervision::Process { executable })?;
+        runtime.system_engines = machines;
         Ok(runtime.under(PolicyFile::usual()))
     }
 
@@ -119,6 +128,7 @@ impl Runtime {
             layout,
             store,
             engines,
+            system_engines: Vec::new(),
             supervision,
             rootless,
             policies: Vec::new(),
@@ -160,8 +170,12 @@ impl Runtime {
 
     /// What bears on the choice for this spec. The store is asked which image it names; nothing is fetched.
     pub fn asked(&self, spec: &Spec) -> Result<Asked> {
-        let here = self.store.find(&spec.image)?;
-        Ok(Asked::of(spec, policy::origin(&spec.image, here.as_ref())))
+        let origin = match &spec.boot {
+            None => policy::origin(&spec.image, self.store.find(&spec.image)?.as_ref()),
+            // A file has no name that anybody vouches for.
+            Some(_) => Origin::default(),
+        };
+        Ok(Asked::of(spec, origin))
     }
 
     /// What the policy files say at this moment; an error where one of them cannot be believed.
@@ -180,6 +194,28 @@ impl Runtime {
                 )
                 .because("this Luna does not have that engine")
             })
+    }
+
+    fn system_engine(&self, decision: &Decision) -> Result<&Arc<dyn SystemEngine>> {
+        self.system_engines
+            .iter()
+            .find(|engine| engine.profile() == decision.engine)
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Unsupported,
+                    format!("cannot boot a disk image in {}", describe(&decision.engine)),
+                )
+                .because("that wall has no firmware to start it with")
+            })
+    }
+
+    fn starter(&self, record: &Record) -> Result<Starter> {
+        Ok(match &record.content {
+            Content::Program { .. } => Starter::Program(Arc::clone(self.engine(&record.decision)?)),
+            Content::System(boot) => {
+                Starter::System(Arc::clone(self.system_engine(&record.decision)?), boot.clone())
+            }
+        })
     }
 
     /// The engine whose root filesystem a build can turn into a layer.
@@ -210,7 +246,28 @@ impl Runtime {
             granted: rules.grants_nested_userns(&origin),
             allowed: rules.allows_nested(&decision.engine),
         };
-        let plan = plan::plan(&spec, &ImageDefaults::of(image), nested, decision.engine)?;
+        let Plan { process, keeping } =
+            plan::plan(&spec, &ImageDefaults::of(image), nested, decision.engine)?;
+        let content = Content::Program {
+            image: ImageName {
+                id: image.id.to_string(),
+                reference: spec.image.clone(),
+            },
+            process: Box::new(process),
+        };
+        self.keep(spec, decision, content, keeping)
+    }
+
+    /// Makes a sandbox of a disk image with a system of its own, which is read as far as to know that it may be booted.
+    pub fn create_system(&self, spec: Spec, decision: Decision, boot: BootRequest) -> Result<Sandbox> {
+        self.system_engine(&decision)?;
+        confirm(&decision, &self.policy()?, &decision.asked.image)?;
+        luna_microvm::system::format(&boot.disk)?;
+        let keeping = plan::system(&spec);
+        self.keep(spec, decision, Content::System(boot), keeping)
+    }
+
+    fn keep(&self, spec: Spec, decision: Decision, content: Content, keeping: Keeping) -> Result<Sandbox> {
         if let Some(name) = &spec.name
             && registry::name_taken(&self.layout, name)
         {
@@ -222,7 +279,7 @@ impl Runtime {
                     )),
             );
         }
-        check_sources(&plan.mounts)?;
+        check_sources(&keeping.mounts)?;
         let draft = Draft::new(&self.layout)?;
         let name = spec
             .name
@@ -238,7 +295,7 @@ impl Runtime {
             if decision.engine.root == RootForm::Tree {
                 make_writable_directories(&draft.directory, ids)?;
             }
-            let mounts = plan
+            let mounts = keeping
                 .mounts
                 .iter()
                 .map(planned_mount)
@@ -252,20 +309,16 @@ impl Runtime {
                     .hostname
                     .clone()
                     .unwrap_or_else(|| draft.id.short().to_owned()),
-                image: ImageName {
-                    id: image.id.to_string(),
-                    reference: spec.image.clone(),
-                },
                 spec,
                 decision,
+                content,
                 ids,
-                process: plan.process,
-                stop_signal: plan.stop_signal,
-                stop_grace: plan.stop_grace,
-                health: plan.health,
+                stop_signal: keeping.stop_signal,
+                stop_grace: keeping.stop_grace,
+                health: keeping.health,
                 mounts,
-                labels: plan.labels,
-                nested_user_namespaces: plan.nested_user_namespaces,
+                labels: keeping.labels,
+                nested_user_namespaces: keeping.nested_user_namespaces,
             };
             draft.keep(record)
         };
@@ -300,10 +353,10 @@ impl Runtime {
                     .map_err(fail)?;
             }
             Supervision::Thread => {
-                let engine = Arc::clone(self.engine(&sandbox.record.decision)?);
+                let starter = self.starter(&sandbox.record)?;
                 let (layout, store, id) =
                     (self.layout.clone(), self.store.clone(), sandbox.record.id.clone());
-                std::thread::spawn(move || supervisor::supervise(&layout, &store, &id, &*engine, theirs));
+                std::thread::spawn(move || supervisor::supervise(&layout, &store, &id, &starter, theirs));
             }
         }
         Client::over(ours).launch(attach)
@@ -312,8 +365,8 @@ impl Runtime {
     /// Finds the engine a sandbox was decided for and supervises it; the body of `luna supervise`.
     pub fn supervise(&self, id: &luna_core::name::Id, control: UnixStream) -> Result<()> {
         let sandbox = Sandbox::load(self.layout.sandbox(id))?;
-        let engine = Arc::clone(self.engine(&sandbox.record.decision)?);
-        supervisor::supervise(&self.layout, &self.store, id, &*engine, control);
+        let starter = self.starter(&sandbox.record)?;
+        supervisor::supervise(&self.layout, &self.store, id, &starter, control);
         Ok(())
     }
 
@@ -458,7 +511,7 @@ impl Runtime {
         let (sandboxes, _) = self.list()?;
         Ok(sandboxes
             .iter()
-            .filter_map(|sandbox| sandbox.record.image.id.parse().ok())
+            .filter_map(|sandbox| sandbox.record.image_id()?.parse().ok())
             .collect())
     }
 

@@ -39,6 +39,8 @@ const NAMES: [(&str, u8); 31] = [
 
 pub const KILL: u8 = 9;
 pub const TERM: u8 = 15;
+/// Those that ask for an end: HUP, INT, QUIT, TERM and PWR.
+pub(crate) const ENDING: [u8; 5] = [1, 2, 3, TERM, 30];
 
 /// Reads `TERM`, `SIGTERM`, `sigterm`, `15`, `RTMIN+3`.
 pub fn parse(text: &str) -> Result<u8> {

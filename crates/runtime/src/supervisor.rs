@@ -14,10 +14,12 @@
 //! ports             connections on the host            relays (luna-network)
 //! socket            connections inside                 relays to the host's sockets, where the kernel is not the host's
 //! ```
+//! A disk image's own system has a console in the main process' place, and no init: what is asked of init is refused.
 
 mod bundle;
 mod clients;
 mod hub;
+mod inward;
 mod isolation;
 pub(crate) mod live;
 mod requests;
@@ -26,33 +28,35 @@ mod sockets;
 pub(crate) use bundle::init;
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use luna_core::engine::{Endpoint, Engine, Instance};
+use luna_core::engine::{Control, Endpoint, Engine, Instance, System, SystemEngine};
 use luna_core::event::Action;
 use luna_core::name::Id;
 use luna_core::process::ExitStatus;
-use luna_core::spec::{Network, RestartPolicy};
+use luna_core::spec::{BootRequest, Network, RestartPolicy};
 use luna_core::{Error, Kind, Result};
 use luna_guest::session::{Child, Session, StreamReader};
 use luna_image::Store;
-use luna_network::ports::{Connect, Inside, Inward, Ports, Serving};
+use luna_network::ports::{Connect, Inward, Ports, Serving};
 use rustix::fs::FlockOperation;
 
 use crate::control::frame::{self, FrameKind};
 use crate::control::{Ended, Request, SOCKET};
 use crate::layout::{self, Layout};
 use crate::log::{self, Source, timestamp};
-use crate::record::{PlannedMount, Record, State};
+use crate::record::{Content, PlannedMount, Record, State};
 use crate::sandbox::{self, Sandbox};
 use crate::volumes::Volumes;
 use crate::{events, health, registry};
 
-use live::{Live, Running, Shared};
+use inward::{IntoConsole, IntoPort, IntoSandbox};
+use live::{Inside, Live, Running, Shared};
 
 /// Stacks of helper threads; they copy bytes and little else.
 pub(crate) const STACK: usize = 128 << 10;
@@ -63,22 +67,43 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A program that ran this long starts the delays anew.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// What starts a sandbox.
+#[derive(Clone)]
+pub enum Starter {
+    /// A program from an image, under Luna's init.
+    Program(Arc<dyn Engine>),
+    /// A disk image with a system of its own.
+    System(Arc<dyn SystemEngine>, BootRequest),
+}
+
+impl std::fmt::Debug for Starter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Starter::Program(_) => "Program",
+            Starter::System(..) => "System",
+        })
+    }
+}
+
+impl Starter {
+    fn reclaim(&self, id: &Id) -> Result<()> {
+        match self {
+            Starter::Program(engine) => engine.reclaim(id),
+            Starter::System(engine, _) => engine.reclaim(id),
+        }
+    }
+}
+
 /// Supervises sandbox `id` until it has ended. Every failure reaches the client behind `control`.
-pub fn supervise(layout: &Layout, store: &Store, id: &Id, engine: &dyn Engine, control: UnixStream) {
+pub fn supervise(layout: &Layout, store: &Store, id: &Id, starter: &Starter, control: UnixStream) {
     let mut control = control;
-    if let Err(error) = begin(layout, store, id, engine, &mut control) {
+    if let Err(error) = begin(layout, store, id, starter, &mut control) {
         let _ = frame::write_json(&mut control, FrameKind::Error, &error.report());
     }
 }
 
 /// Takes the lock and the first request, then runs. An error from here has not been told to anybody.
-fn begin(
-    layout: &Layout,
-    store: &Store,
-    id: &Id,
-    engine: &dyn Engine,
-    control: &mut UnixStream,
-) -> Result<()> {
+fn begin(layout: &Layout, store: &Store, id: &Id, starter: &Starter, control: &mut UnixStream) -> Result<()> {
     let directory = layout.sandbox(id);
     let sandbox = Sandbox::load(directory.clone())?;
     let lock = layout::open_lock(&directory.join(sandbox::LOCK))?;
@@ -111,7 +136,7 @@ fn begin(
     };
     // A socket here is that of a supervisor that was killed, at whatever moment; it may have left cgroups.
     if directory.join(SOCKET).exists() || sandbox.status()?.started.is_some() {
-        engine.reclaim(id)?;
+        starter.reclaim(id)?;
     }
     let listener = listen(&directory)?;
     let closer = listener
@@ -121,7 +146,7 @@ fn begin(
     let mut keeper = Keeper {
         layout,
         store,
-        engine,
+        starter,
         record: sandbox.record,
         shared: Arc::clone(&shared),
     };
@@ -170,15 +195,27 @@ fn listen(directory: &std::path::Path) -> Result<UnixListener> {
 struct Keeper<'a> {
     layout: &'a Layout,
     store: &'a Store,
-    engine: &'a dyn Engine,
+    starter: &'a Starter,
     record: Record,
     shared: Arc<Shared>,
 }
 
-/// One life of the main process: from start to exit.
-struct Life {
-    instance: Box<dyn Instance>,
-    child: Child,
+/// One life of what runs: from start to end.
+enum Life {
+    Program {
+        instance: Box<dyn Instance>,
+        child: Child,
+    },
+    System {
+        system: Box<dyn System>,
+        console: UnixStream,
+    },
+}
+
+/// How one life ended.
+struct Outcome {
+    status: Result<ExitStatus>,
+    out_of_memory: bool,
 }
 
 impl Keeper<'_> {
@@ -244,8 +281,10 @@ impl Keeper<'_> {
             self.shared.update(|live| live.status.restarts += 1);
             events::record(self.layout, &self.record, again);
             // A stop that came while there was nothing to signal yet.
-            if self.shared.look(|live| live.status.stopped) {
-                let _ = life.instance.control().kill();
+            if self.shared.look(|live| live.status.stopped)
+                && let Ok(running) = self.shared.running()
+            {
+                let _ = running.control.kill();
             }
         }
     }
@@ -262,19 +301,38 @@ impl Keeper<'_> {
 
     fn serve_ports(&self, ports: Ports) -> Result<Serving> {
         let shared = Arc::clone(&self.shared);
-        let connect: Connect = Arc::new(move |port| {
-            let session = shared.session()?;
-            let (reader, writer) = session.connect(port)?;
-            Ok(Inside {
-                reader: Box::new(reader),
-                writer: Box::new(IntoSandbox(Some(writer))),
-            })
+        let connect: Connect = Arc::new(move |port| match shared.running()?.inside {
+            Inside::Init { session, .. } => {
+                let (reader, writer) = session.connect(port)?;
+                Ok(luna_network::ports::Inside {
+                    reader: Box::new(reader),
+                    writer: Box::new(IntoSandbox(Some(writer))),
+                })
+            }
+            Inside::System(control) => {
+                let stream = TcpStream::from(control.connect(port)?);
+                let fail = |e| Error::io(format!("cannot connect to port {port}"), e);
+                Ok(luna_network::ports::Inside {
+                    reader: Box::new(stream.try_clone().map_err(fail)?),
+                    writer: Box::new(IntoPort::new(stream)),
+                })
+            }
         });
         ports.serve(&connect)
     }
 
-    /// Builds the wall, shakes hands with init, starts the main process.
     fn start(&self) -> Result<Life> {
+        match self.starter {
+            Starter::Program(engine) => self.start_program(&**engine),
+            Starter::System(engine, boot) => self.start_system(&**engine, boot),
+        }
+    }
+
+    /// Builds the wall, shakes hands with init, starts the main process.
+    fn start_program(&self, engine: &dyn Engine) -> Result<Life> {
+        let Content::Program { process, .. } = &self.record.content else {
+            return Err(self.record.no_init());
+        };
         let endpoint = match self.record.spec.network {
             Network::None => Endpoint::None,
             Network::Host => Endpoint::Host,
@@ -283,21 +341,46 @@ impl Keeper<'_> {
         let hold = self.store.hold()?;
         let mut bundle = bundle::assemble(self.layout, self.store, &self.record, endpoint)?;
         let sockets = sockets::take(&mut bundle)?;
-        let mut instance = self.engine.start(bundle)?;
+        let mut instance = engine.start(bundle)?;
         drop(hold);
         let session = Session::open(instance.channel()?)?;
-        let child = session.start(&self.record.process)?;
+        let mut child = session.start(process)?;
         sockets.serve(&session)?;
-        let now = timestamp(SystemTime::now());
-        let control = Arc::from(instance.control());
-        let mut child = child;
         let stdin = child.stdin.take();
-        self.shared.update(|live| {
-            live.running = Some(Running {
+        let running = Running {
+            inside: Inside::Init {
                 session,
                 main: child.handle(),
-                control,
-            });
+            },
+            control: Arc::from(instance.control()),
+        };
+        let stdin = stdin.map(|stdin| Box::new(IntoSandbox(Some(stdin))) as Box<dyn Inward>);
+        self.announce(running, stdin)?;
+        Ok(Life::Program { instance, child })
+    }
+
+    /// Switches a machine on; what its firmware finds is not waited for.
+    fn start_system(&self, engine: &dyn SystemEngine, boot: &BootRequest) -> Result<Life> {
+        let bundle = bundle::assemble_system(self.layout, &self.record, boot)?;
+        let mut system = engine.boot(bundle)?;
+        let console = UnixStream::from(system.console()?);
+        let typed = console
+            .try_clone()
+            .map_err(|e| Error::io("cannot use the console", e))?;
+        let control = system.control();
+        let running = Running {
+            inside: Inside::System(Arc::clone(&control)),
+            control,
+        };
+        self.announce(running, Some(Box::new(IntoConsole(typed))))?;
+        Ok(Life::System { system, console })
+    }
+
+    /// Everybody may know from here on that it runs.
+    fn announce(&self, running: Running, stdin: Option<Box<dyn Inward>>) -> Result<()> {
+        let now = timestamp(SystemTime::now());
+        self.shared.update(|live| {
+            live.running = Some(running);
             live.status.state = State::Running;
             live.status.started = Some(now);
             live.status.finished = None;
@@ -309,41 +392,31 @@ impl Keeper<'_> {
         self.shared.set_stdin(stdin);
         self.shared.try_store()?;
         events::record(self.layout, &self.record, Action::Start);
-        Ok(Life { instance, child })
+        Ok(())
     }
 
-    /// From started to ended; the instance and everything it held is gone when this returns.
+    /// From started to ended; the wall and everything behind it is gone when this returns.
     fn live(&self, life: Life) -> Ended {
-        let Life { instance, child } = life;
-        let handle = child.handle();
-        let Child { stdout, stderr, .. } = child;
         let health = health::watch(&self.shared, &self.record);
-        // What stderr has waits its turn on a thread of its own; stdout is carried by this one.
-        let errors = stderr.map(|stderr| self.pump(Source::Stderr, stderr));
-        carry(&self.shared, Source::Stdout, stdout);
-        if let Some(Some(errors)) = errors {
-            let _ = errors.join();
-        }
-        let waited = handle.wait();
-        self.shared.log(log::Writer::finish);
-        self.shared.set_stdin(None);
-        let out_of_memory = instance
-            .control()
-            .usage()
-            .is_ok_and(|usage| usage.out_of_memory());
-        let end = tear_down(instance);
+        let Outcome {
+            status,
+            out_of_memory,
+        } = match life {
+            Life::Program { instance, child } => self.live_program(instance, child),
+            Life::System { system, console } => self.live_system(system, console),
+        };
         self.shared.update(|live| live.running = None);
         drop(health);
         if out_of_memory {
             events::record(self.layout, &self.record, Action::Oom);
         }
-        match waited {
+        match status {
             Ok(status) => Ended {
                 code: status.code(),
                 out_of_memory,
                 error: None,
             },
-            // Init itself is gone.
+            // Init itself is gone, or the machine.
             Err(error) => Ended {
                 code: ExitStatus::Signal {
                     number: crate::signal::KILL,
@@ -351,9 +424,46 @@ impl Keeper<'_> {
                 }
                 .code(),
                 out_of_memory,
-                error: (!self.shared.was_killed()).then(|| end.err().unwrap_or(error).report()),
+                error: (!self.shared.was_killed()).then(|| error.report()),
             },
         }
+    }
+
+    fn live_program(&self, instance: Box<dyn Instance>, child: Child) -> Outcome {
+        let handle = child.handle();
+        let Child { stdout, stderr, .. } = child;
+        // What stderr has waits its turn on a thread of its own; stdout is carried by this one.
+        let errors = stderr.map(|stderr| self.pump(Source::Stderr, stderr));
+        carry(&self.shared, Source::Stdout, stdout);
+        if let Some(Some(errors)) = errors {
+            let _ = errors.join();
+        }
+        let waited = handle.wait();
+        self.silence();
+        let out_of_memory = ran_out_of_memory(&*instance.control());
+        let end = tear_down(instance);
+        Outcome {
+            // Where init went without a word, the wall may know why.
+            status: waited.map_err(|error| end.err().unwrap_or(error)),
+            out_of_memory,
+        }
+    }
+
+    fn live_system(&self, mut system: Box<dyn System>, console: UnixStream) -> Outcome {
+        // To the machine's end, since it keeps its side of the line.
+        carry(&self.shared, Source::Stdout, console);
+        let status = system.wait();
+        self.silence();
+        Outcome {
+            status,
+            out_of_memory: ran_out_of_memory(&*system.control()),
+        }
+    }
+
+    /// Nothing more is printed or typed.
+    fn silence(&self) {
+        self.shared.log(log::Writer::finish);
+        self.shared.set_stdin(None);
     }
 
     fn pump(&self, source: Source, stream: StreamReader) -> Option<thread::JoinHandle<()>> {
@@ -439,14 +549,14 @@ impl Keeper<'_> {
 }
 
 /// Carries one stream of the main process to whoever is attached, and to the log, until its end.
-fn carry(shared: &Shared, source: Source, mut stream: StreamReader) {
+fn carry(shared: &Shared, source: Source, mut stream: impl io::Read) {
     let kind = match source {
         Source::Stdout => FrameKind::Stdout,
         Source::Stderr => FrameKind::Stderr,
     };
     let mut piece = vec![0; frame::PIECE];
     loop {
-        match io::Read::read(&mut stream, &mut piece) {
+        match stream.read(&mut piece) {
             Ok(0) => return,
             Ok(count) => {
                 shared.hub.publish(kind, &piece[..count]);
@@ -458,8 +568,11 @@ fn carry(shared: &Shared, source: Source, mut stream: StreamReader) {
     }
 }
 
-/// Ends everything that is still behind the wall and removes the wall. Where init went without a word, the wall may know
-/// why.
+fn ran_out_of_memory(control: &(impl Control + ?Sized)) -> bool {
+    control.usage().is_ok_and(|usage| usage.out_of_memory())
+}
+
+/// Ends everything that is still behind the wall and removes the wall.
 fn tear_down(mut instance: Box<dyn Instance>) -> Result<ExitStatus> {
     let _ = instance.control().kill();
     instance.wait()
@@ -476,28 +589,6 @@ pub(crate) fn remove_anonymous_volumes(layout: &Layout, record: &Record) {
         } = mount
         {
             let _ = volumes.remove(name, &[]);
-        }
-    }
-}
-
-/// The writing half of a relay; finishing it consumes the stream's writer.
-struct IntoSandbox(Option<luna_guest::session::StreamWriter>);
-
-impl io::Write for IntoSandbox {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Inward for IntoSandbox {
-    fn finish(&mut self) -> io::Result<()> {
-        match self.0.take() {
-            Some(writer) => writer.finish(),
-            None => Ok(()),
         }
     }
 }

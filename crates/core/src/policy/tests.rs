@@ -74,6 +74,7 @@ fn asked(line: &str) -> Asked {
             "kernel" => asked.require = Some(Floor::OwnKernel),
             "hardware" => asked.require = Some(Floor::HardwareVirtualization),
             "privileged" => asked.privileged = true,
+            "boot" => asked.boot = true,
             "host-network" => asked.network = Network::Host,
             "nested" => asked.nested_containers = true,
             "secrets" => asked.secrets = true,
@@ -126,6 +127,10 @@ const TABLE: &[Row] = &[
     ("ct", 4000, "", "privileged", 2),
     ("c", 4000, "", "privileged", 0),
     ("ctk", 4000, "", "container privileged", 0),
+    ("ctk", 4000, "", "boot", 3),
+    ("ct", 4000, "", "boot", 2),
+    ("c", 4000, "", "boot", 0),
+    ("ctk", 4000, "", "container boot", 0),
     // The host's network is the container's.
     ("ctk", 4000, "", "host-network", 1),
     ("ctk", 4000, "", "vm host-network", 0),
@@ -352,6 +357,7 @@ fn requests() -> impl Strategy<Value = Asked> {
                 isolation,
                 require,
                 privileged,
+                boot: false,
                 network: if host_network {
                     Network::Host
                 } else {

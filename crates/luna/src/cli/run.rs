@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use luna_core::spec::{Floor, Isolation};
+use luna_core::spec::{Firmware, Floor, Isolation};
 
 use super::look::JsonFlag;
 
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
+#[command(disable_help_flag = true, mut_arg("words", |words| words.required_unless_present("boot")))]
 pub(crate) struct RunArgs {
     /// Run in the background and print the sandbox's id
     #[arg(short, long)]
@@ -25,7 +25,7 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
+#[command(disable_help_flag = true, mut_arg("words", |words| words.required_unless_present("boot")))]
 pub(crate) struct CreateArgs {
     /// Remove the sandbox and its anonymous volumes when it ends
     #[arg(long = "rm")]
@@ -37,7 +37,7 @@ pub(crate) struct CreateArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true, mut_arg("words", |words| words.required(false)))]
+#[command(disable_help_flag = true)]
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     pub(crate) json: JsonFlag,
@@ -185,6 +185,12 @@ pub(crate) struct SandboxFlags {
     #[arg(long, value_name = "HOST", help_heading = "Network")]
     pub(crate) add_host: Vec<String>,
 
+    /// Boot a disk image (qcow2 or raw) that has a kernel and an init of its own, in an image's place
+    #[arg(long, value_name = "FILE", help_heading = "Wall")]
+    pub(crate) boot: Option<PathBuf>,
+    /// What starts the disk image's boot loader
+    #[arg(long, value_name = "FIRMWARE", help_heading = "Wall")]
+    pub(crate) firmware: Option<FirmwareFlag>,
     /// The guest kernel of a VM, by its name in `luna kernel ls`
     #[arg(long, value_name = "NAME", help_heading = "Wall")]
     pub(crate) kernel: Option<String>,
@@ -224,7 +230,6 @@ pub(crate) struct SandboxFlags {
 
     /// The image, then the program and its arguments where not the image's own
     #[arg(
-        required = true,
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_name = "IMAGE [PROGRAM [ARGUMENT]...]"
@@ -315,6 +320,21 @@ impl From<FloorFlag> for Floor {
         match flag {
             FloorFlag::OwnKernel => Floor::OwnKernel,
             FloorFlag::HardwareVirtualization => Floor::HardwareVirtualization,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FirmwareFlag {
+    Bios,
+    Uefi,
+}
+
+impl From<FirmwareFlag> for Firmware {
+    fn from(flag: FirmwareFlag) -> Firmware {
+        match flag {
+            FirmwareFlag::Bios => Firmware::Bios,
+            FirmwareFlag::Uefi => Firmware::Uefi,
         }
     }
 }

@@ -4,6 +4,8 @@ use luna_core::error::Kind;
 use luna_core::process::TerminalSize;
 use luna_core::{Error, Result};
 
+use luna_runtime::Content;
+
 use super::{Front, run};
 use crate::cli::run::{AttachArgs, ExecArgs};
 use crate::streams::{self, Connection};
@@ -29,7 +31,7 @@ pub(super) fn exec(front: &Front, args: &ExecArgs) -> Result<u8> {
     };
     let (name, words) = args.words.split_first().expect("the grammar requires a sandbox");
     let sandbox = front.runtime()?.find(name)?;
-    let mut process = sandbox.record.companion(words.to_vec());
+    let mut process = sandbox.record.companion(words.to_vec())?;
     for (name, value) in request::variables(&args.env_file, &args.env)? {
         match process.env.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => *old = value,
@@ -57,10 +59,16 @@ pub(super) fn exec(front: &Front, args: &ExecArgs) -> Result<u8> {
 pub(super) fn attach(front: &Front, args: &AttachArgs) -> Result<u8> {
     let sandbox = front.runtime()?.find(&args.sandbox)?;
     let program = &sandbox.record.spec.program;
+    let proxy = args.streams.sig_proxy;
+    let (stdin, terminal, signals) = match sandbox.record.content {
+        Content::Program { .. } => (program.stdin, program.terminal, proxy),
+        // A console is always there to be typed on, and pulling its cable out is no reason to switch the machine off.
+        Content::System(_) => (true, terminal::stdin_is_terminal(), false),
+    };
     let connection = Connection {
-        input: program.stdin && !args.no_stdin,
-        terminal: program.terminal,
-        signals: args.streams.sig_proxy,
+        input: stdin && !args.no_stdin,
+        terminal,
+        signals,
         detach: streams::keys(&args.streams.detach_keys)?,
     };
     terminal::check(connection.terminal, connection.input)?;

@@ -88,35 +88,36 @@ fn of_sandbox(sandbox: &Sandbox) -> Result<Value> {
     let record = &sandbox.record;
     let status = sandbox.status()?;
     let spec = &record.spec;
-    let process = &record.process;
+    let process = record.process();
+    let args = process.map_or(&[][..], |process| &process.args);
     let mounts: Vec<Value> = record.mounts.iter().map(of_mount).collect();
     let env: Vec<_> = process
-        .env
         .iter()
+        .flat_map(|process| &process.env)
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     Ok(json!({
         "Id": record.id,
         "Name": record.name,
         "Created": record.created,
-        "Path": process.args.first(),
-        "Args": process.args.get(1..).unwrap_or_default(),
+        "Path": args.first(),
+        "Args": args.get(1..).unwrap_or_default(),
         "State": of_state(&status),
-        "Image": record.image.id,
+        "Image": record.image_id().unwrap_or_default(),
         "RestartCount": status.restarts,
         "LogPath": sandbox.directory().join("log.json"),
         "Platform": "linux",
         "Mounts": mounts,
         "Config": {
             "Hostname": record.hostname,
-            "User": process.user,
+            "User": process.map(|process| &process.user),
             "Env": env,
-            "Cmd": process.args,
-            "Image": record.image.reference,
-            "WorkingDir": process.cwd,
+            "Cmd": args,
+            "Image": record.reference(),
+            "WorkingDir": process.map(|process| &process.cwd),
             "Entrypoint": spec.program.entrypoint,
-            "Tty": process.terminal.is_some(),
-            "OpenStdin": process.stdin,
+            "Tty": process.is_some_and(|process| process.terminal.is_some()),
+            "OpenStdin": process.is_none_or(|process| process.stdin),
             "Labels": record.labels,
             "StopSignal": luna_runtime::signal::name(record.stop_signal),
             "StopTimeout": record.stop_grace.as_secs(),
@@ -129,6 +130,7 @@ fn of_sandbox(sandbox: &Sandbox) -> Result<Value> {
         },
         "Luna": {
             "decision": record.decision,
+            "boot": spec.boot,
             "wall": record.decision.engine.wall,
             "ids": record.ids,
             "nested_user_namespaces": record.nested_user_namespaces,

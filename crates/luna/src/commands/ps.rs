@@ -79,11 +79,14 @@ fn passes(sandbox: &Sandbox, status: &Status, filters: &[(String, String)]) -> b
         },
         "status" => status.state.to_string() == value,
         "ancestor" => {
-            let reference = &record.image.reference;
+            let reference = record.reference();
             reference == value
                 || reference.strip_suffix(":latest") == Some(value)
                 || value.strip_suffix(":latest") == Some(reference)
-                || (value.len() >= 4 && record.image.id.trim_start_matches("sha256:").starts_with(value))
+                || (value.len() >= 4
+                    && record
+                        .image_id()
+                        .is_some_and(|id| id.trim_start_matches("sha256:").starts_with(value)))
         }
         "health" => {
             status
@@ -117,7 +120,10 @@ fn passes(sandbox: &Sandbox, status: &Status, filters: &[(String, String)]) -> b
 
 fn row(sandbox: &Sandbox, status: &Status, full: bool) -> Map<String, Value> {
     let record = &sandbox.record;
-    let command = printable(&record.process.args.join(" "));
+    let command = record
+        .process()
+        .map_or_else(String::new, |process| process.args.join(" "));
+    let command = printable(&command);
     let command = if full { command } else { shortened(&command, 20) };
     let labels: Vec<_> = record
         .labels
@@ -136,8 +142,8 @@ fn row(sandbox: &Sandbox, status: &Status, full: bool) -> Map<String, Value> {
     let row = json!({
         "ID": if full { record.id.as_str() } else { record.id.short() },
         "Names": record.name,
-        "Image": record.image.reference,
-        "ImageID": record.image.id,
+        "Image": record.reference(),
+        "ImageID": record.image_id().unwrap_or_default(),
         "Command": format!("\"{command}\""),
         "CreatedAt": record.created,
         "RunningFor": human::ago(&record.created),

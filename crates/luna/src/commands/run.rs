@@ -87,12 +87,16 @@ fn make(front: &Front, runtime: &Runtime, spec: Spec, making: &MakingFlags) -> R
             .printer
             .note("the network is the host's own: in this respect there is no wall");
     }
-    let image = transfer::obtain(runtime, &spec.image, making)?;
-    {
-        let bars = bars(making.quiet);
-        runtime.prepare(&spec, &decision, &image, &|progress| bars.take(progress))?;
-    }
-    let sandbox = runtime.create(spec, decision, &image)?;
+    let sandbox = if let Some(boot) = spec.boot.clone() {
+        runtime.create_system(spec, decision, boot)?
+    } else {
+        let image = transfer::obtain(runtime, &spec.image, making)?;
+        {
+            let bars = bars(making.quiet);
+            runtime.prepare(&spec, &decision, &image, &|progress| bars.take(progress))?;
+        }
+        runtime.create(spec, decision, &image)?
+    };
     if let Some(file) = &making.cidfile {
         write_id(file, &sandbox)?;
     }

@@ -54,11 +54,11 @@ pub(super) fn up(front: &Front, args: &UpArgs) -> Result<()> {
     let (sandbox, already) = match runtime.find(name.as_str()) {
         Ok(sandbox) => {
             check_wall(&sandbox, wall)?;
-            let newest = runtime.store().find(&sandbox.record.image.reference)?;
-            if newest.is_some_and(|image| image.id.to_string() != sandbox.record.image.id) {
+            let newest = runtime.store().find(sandbox.record.reference())?;
+            if newest.is_some_and(|image| Some(image.id.to_string().as_str()) != sandbox.record.image_id()) {
                 say(format!(
                     "`{name}` is made of an older `{}`; for the new one: `luna rm -f {name}`, then `luna up`",
-                    sandbox.record.image.reference
+                    sandbox.record.reference()
                 ));
             }
             let live = is_live(&sandbox)?;

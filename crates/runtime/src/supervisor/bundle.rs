@@ -3,8 +3,11 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use luna_core::engine::{Bundle, Confinement, Disk, Endpoint, Mount, OverlaidFile, Root, RootForm, Tree};
-use luna_core::spec::Network;
+use luna_core::engine::{
+    Bundle, Confinement, Disk, Endpoint, Mount, OverlaidFile, Root, RootForm, SystemBundle, SystemDisk,
+    SystemFirmware, Tree,
+};
+use luna_core::spec::{BootRequest, Firmware, Network};
 use luna_core::units::Bytes;
 use luna_core::{Error, Kind, Result};
 use luna_image::{Image, Store};
@@ -12,7 +15,7 @@ use luna_microvm::kernel::Store as Kernels;
 
 use crate::layout::Layout;
 use crate::prepare;
-use crate::record::{PlannedMount, Record};
+use crate::record::{Content, PlannedMount, Record};
 use crate::volumes::Volumes;
 
 /// How large a machine's writable disk may grow where nobody said; it is sparse.
@@ -25,7 +28,10 @@ pub(crate) fn assemble(
     record: &Record,
     endpoint: Endpoint,
 ) -> Result<Bundle> {
-    let image = store.get(&record.image.id)?;
+    let Content::Program { image, process } = &record.content else {
+        return Err(record.no_init());
+    };
+    let image = store.get(&image.id)?;
     let mounts = mounts(layout, store, &image, record)?;
     let root = match record.decision.engine.root {
         RootForm::Tree => Root::Tree(tree(layout, store, &image, record)?),
@@ -43,8 +49,8 @@ pub(crate) fn assemble(
         endpoint,
         resources: record.spec.resources.clone(),
         confinement: Confinement {
-            capabilities: record.process.capabilities,
-            no_new_privileges: record.process.no_new_privileges,
+            capabilities: process.capabilities,
+            no_new_privileges: process.no_new_privileges,
             nested_user_namespaces: record.nested_user_namespaces,
             seccomp: security.seccomp,
             devices: security.devices.clone(),
@@ -52,6 +58,33 @@ pub(crate) fn assemble(
             selinux: security.selinux.clone(),
             privileged: security.privileged,
         },
+    })
+}
+
+/// Everything a machine needs to boot a disk image.
+pub(crate) fn assemble_system(layout: &Layout, record: &Record, boot: &BootRequest) -> Result<SystemBundle> {
+    let directory = layout.sandbox(&record.id);
+    let spec = &record.spec;
+    let mut ports: Vec<u16> = spec.ports.iter().map(|port| port.sandbox).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(SystemBundle {
+        id: record.id.clone(),
+        disk: SystemDisk {
+            base: boot.disk.clone(),
+            format: luna_microvm::system::format(&boot.disk)?,
+            upper: directory.join("upper.qcow2"),
+            least_size: spec.machine.disk.unwrap_or(Bytes(0)),
+        },
+        firmware: match boot.firmware {
+            Firmware::Bios => SystemFirmware::Bios,
+            Firmware::Uefi => SystemFirmware::Uefi {
+                variables: directory.join("variables.fd"),
+            },
+        },
+        ids: record.ids,
+        resources: spec.resources.clone(),
+        ports,
     })
 }
 

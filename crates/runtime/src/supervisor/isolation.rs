@@ -13,7 +13,7 @@ use luna_core::isolation::{
 use luna_guest::protocol::{self, Surroundings};
 use luna_image::Digest;
 
-use super::live::Shared;
+use super::live::{Inside as Within, Shared};
 
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
@@ -37,6 +37,9 @@ const LIMITS: [&str; 13] = [
 pub(super) fn measure(shared: &Shared) -> Result<Isolation> {
     let running = shared.running()?;
     let record = &shared.sandbox.record;
+    let (Within::Init { session, main }, Some(image)) = (&running.inside, record.image_id()) else {
+        return Err(record.no_init());
+    };
     let engine = record.decision.engine;
     let wall = running.control.outside()?;
     let paths = |closed: Closed, paths: &[PathBuf]| {
@@ -50,9 +53,7 @@ pub(super) fn measure(shared: &Shared) -> Result<Isolation> {
         tried.extend(paths(Closed::ReadOnly, &wall.read_only));
         tried.truncate(protocol::MAX_ATTEMPTS);
     }
-    let found = running
-        .session
-        .measure(tried.iter().map(|(_, path)| path.clone()).collect())?;
+    let found = session.measure(tried.iter().map(|(_, path)| path.clone()).collect())?;
     let uname = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     Ok(Isolation {
@@ -61,14 +62,14 @@ pub(super) fn measure(shared: &Shared) -> Result<Isolation> {
         name: record.name.clone(),
         engine,
         reason: record.decision.reason.clone(),
-        image: record.image.id.clone(),
-        reference: record.image.reference.clone(),
+        image: image.to_owned(),
+        reference: record.reference().to_owned(),
         host_kernel: Kernel {
             release: text(uname.release()),
             version: text(uname.version()),
             machine: text(uname.machine()),
         },
-        outside: outside(engine.wall, &wall, running.main.pid()),
+        outside: outside(engine.wall, &wall, main.pid()),
         inside: inside(found, &tried),
     })
 }

@@ -3,10 +3,12 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use luna_core::Result;
-use luna_core::engine::Control;
+use luna_core::engine::{Control, SystemControl};
+use luna_core::process::TerminalSize;
 use luna_core::spec::RestartPolicy;
-use luna_guest::session::{ChildHandle, Session, StreamWriter};
+use luna_core::{Error, Kind, Result};
+use luna_guest::session::{ChildHandle, Session};
+use luna_network::ports::Inward;
 
 use super::clients::Clients;
 use super::hub::Hub;
@@ -15,6 +17,7 @@ use crate::layout::Layout;
 use crate::log;
 use crate::record::Status;
 use crate::sandbox::{self, Sandbox};
+use crate::signal;
 
 /// The mutable part, behind one lock.
 pub(crate) struct Live {
@@ -29,9 +32,47 @@ pub(crate) struct Live {
 /// The way to what runs at this moment.
 #[derive(Clone)]
 pub(crate) struct Running {
-    pub(crate) session: Session,
-    pub(crate) main: ChildHandle,
+    pub(crate) inside: Inside,
     pub(crate) control: Arc<dyn Control>,
+}
+
+/// Who is there to be talked to.
+#[derive(Clone)]
+pub(crate) enum Inside {
+    /// Luna's init, and the main process under it.
+    Init { session: Session, main: ChildHandle },
+    /// A disk image's own system: nobody, but it has a power button.
+    System(Arc<dyn SystemControl>),
+}
+
+impl Inside {
+    /// To the main process. A system knows no signals: those that ask for an end press its power button, and `SIGKILL`
+    /// cuts its power.
+    pub(crate) fn signal(&self, number: u8) -> Result<()> {
+        match self {
+            Inside::Init { main, .. } => main.signal(number),
+            Inside::System(control) => match number {
+                signal::KILL => control.kill(),
+                number if signal::ENDING.contains(&number) => control.power_off(),
+                _ => Err(Error::new(
+                    Kind::Unsupported,
+                    format!(
+                        "cannot send {} to a disk image's own system",
+                        signal::name(number)
+                    ),
+                )
+                .because("there is no init of Luna's inside to deliver it")
+                .hint("`SIGTERM` presses its power button, `SIGKILL` cuts its power")),
+            },
+        }
+    }
+
+    /// Tells the main process' terminal; a serial line has no size.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Inside::Init { main, .. } = self {
+            let _ = main.resize(size);
+        }
+    }
 }
 
 pub(crate) struct Shared {
@@ -42,7 +83,7 @@ pub(crate) struct Shared {
     live: Mutex<Live>,
     changed: Condvar,
     log: Mutex<log::Writer>,
-    stdin: Mutex<Option<StreamWriter>>,
+    stdin: Mutex<Option<Box<dyn Inward>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,16 +144,20 @@ impl Shared {
             .ok_or_else(|| self.sandbox.not_running())
     }
 
+    /// The way to init; an error where there is none of Luna's.
     pub(crate) fn session(&self) -> Result<Session> {
-        self.running().map(|running| running.session)
+        match self.running()?.inside {
+            Inside::Init { session, .. } => Ok(session),
+            Inside::System(_) => Err(self.sandbox.record.no_init()),
+        }
     }
 
-    pub(crate) fn set_stdin(&self, stdin: Option<StreamWriter>) {
+    pub(crate) fn set_stdin(&self, stdin: Option<Box<dyn Inward>>) {
         *lock(&self.stdin) = stdin;
     }
 
-    /// Hands the main process's input to `with`; `None` where it has none or its end was said.
-    pub(crate) fn stdin(&self) -> MutexGuard<'_, Option<StreamWriter>> {
+    /// The main process's input; `None` where it has none.
+    pub(crate) fn stdin(&self) -> MutexGuard<'_, Option<Box<dyn Inward>>> {
         lock(&self.stdin)
     }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::STACK;
 use super::hub::Watcher;
 use super::isolation;
-use super::live::Shared;
+use super::live::{Inside, Shared};
 use crate::control::frame::{self, FrameKind};
 use crate::control::{Attach, Ended, Request};
 use crate::record::State;
@@ -41,7 +41,7 @@ pub(crate) fn answer(shared: &Arc<Shared>, request: Request, stream: &mut UnixSt
             reply(stream, &());
             shared.hub.add(Arc::clone(&watcher));
             if let Some(size) = attach.terminal {
-                let _ = running.main.resize(size);
+                running.inside.resize(size);
             }
             let input = stream.try_clone().map_err(|e| Error::io("cannot attach", e))?;
             forward_input(shared, input, attach);
@@ -164,7 +164,7 @@ fn kill(shared: &Shared, number: u8) -> Result<()> {
     events::record(&shared.layout, &shared.sandbox.record, action);
     if number != signal::KILL {
         refuse_paused(shared)?;
-        return running.main.signal(number);
+        return running.inside.signal(number);
     }
     shared.mark_stopped();
     destroy(shared)
@@ -182,7 +182,7 @@ fn destroy(shared: &Shared) -> Result<()> {
         let _ = running.control.resume();
     } else {
         // It may have ended by itself this moment; then its exit is on its way.
-        let _ = running.main.signal(signal::KILL);
+        let _ = running.inside.signal(signal::KILL);
     }
     if shared.gone_within(AFTER_KILL) {
         return Ok(());
@@ -202,7 +202,7 @@ fn stop(shared: &Shared, signal: Option<u8>, grace: Option<Duration>) -> Result<
             running.control.resume()?;
             settle(shared, State::Running, Action::Unpause);
         }
-        let asked = number != signal::KILL && running.main.signal(number).is_ok();
+        let asked = number != signal::KILL && running.inside.signal(number).is_ok();
         if !asked || !shared.gone_within(grace) {
             destroy(shared)?;
         }
@@ -229,30 +229,55 @@ pub(crate) fn forward_input(shared: &Shared, mut stream: UnixStream, attach: Att
                 }
             }
             FrameKind::Eof if attach.stdin && attach.stdin_once => {
-                if let Some(stdin) = shared.stdin().take() {
+                if let Some(stdin) = &mut *shared.stdin() {
                     let _ = stdin.finish();
                 }
             }
             _ => {
                 if let Ok(running) = shared.running() {
-                    steer(&running.main, kind, &payload);
+                    steer(&running.inside, kind, &payload);
                 }
             }
         }
     }
 }
 
-/// Window sizes and signals for a process.
-fn steer(process: &ChildHandle, kind: FrameKind, payload: &[u8]) {
+/// What can be steered by window sizes and signals.
+trait Steered {
+    fn resize(&self, size: TerminalSize);
+    fn signal(&self, number: u8);
+}
+
+impl Steered for ChildHandle {
+    fn resize(&self, size: TerminalSize) {
+        let _ = ChildHandle::resize(self, size);
+    }
+
+    fn signal(&self, number: u8) {
+        let _ = ChildHandle::signal(self, number);
+    }
+}
+
+impl Steered for Inside {
+    fn resize(&self, size: TerminalSize) {
+        Inside::resize(self, size);
+    }
+
+    fn signal(&self, number: u8) {
+        let _ = Inside::signal(self, number);
+    }
+}
+
+fn steer(what: &impl Steered, kind: FrameKind, payload: &[u8]) {
     match kind {
         FrameKind::Resize => {
             if let Ok(size) = frame::parse::<TerminalSize>(payload) {
-                let _ = process.resize(size);
+                what.resize(size);
             }
         }
         FrameKind::Signal => {
             if let [signal @ 1..=64] = payload {
-                let _ = process.signal(*signal);
+                what.signal(*signal);
             }
         }
         _ => {}

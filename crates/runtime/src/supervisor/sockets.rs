@@ -33,7 +33,8 @@ use luna_guest::session::Session;
 use luna_network::ports::Inward;
 use rustix::fs::{Dir, FileType, Gid, Mode, OFlags, Uid};
 
-use super::{IntoSandbox, STACK};
+use super::STACK;
+use super::inward::IntoSandbox;
 
 /// Sockets one sandbox may be offered.
 const SOCKETS: usize = 64;
