@@ -349,3 +349,22 @@ fn a_jail_without_layers_has_only_what_is_mounted() {
     }];
     assert_eq!(ask(spec), ["ok dev proc sys tool", "error 30", "ok image"]);
 }
+
+#[test]
+fn a_socket_of_the_jails_network_leads_nowhere_else() {
+    let world = World::new();
+    let asked = start(world.spec(&["wait"])).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let socket = asked.jail.handle().tcp_socket().unwrap();
+    assert_eq!(
+        rustix::net::connect(&socket, &address),
+        Err(rustix::io::Errno::CONNREFUSED),
+        "its loopback is not ours"
+    );
+    // The thread that asked has not moved.
+    std::net::TcpStream::connect(address).unwrap();
+    let handle = asked.jail.handle();
+    drop(asked);
+    assert_eq!(handle.tcp_socket().unwrap_err().kind(), luna_core::Kind::Conflict);
+}

@@ -185,7 +185,7 @@ pub(crate) struct SandboxFlags {
     #[arg(long, value_name = "HOST", help_heading = "Network")]
     pub(crate) add_host: Vec<String>,
 
-    /// Boot a disk image (qcow2 or raw) that has a kernel and an init of its own, in an image's place
+    /// Boot a disk image that has a kernel and an init of its own, in an image's place: `run --boot disk.qcow2 -p 8080:8080`
     #[arg(long, value_name = "FILE", help_heading = "Wall")]
     pub(crate) boot: Option<PathBuf>,
     /// What starts the disk image's boot loader

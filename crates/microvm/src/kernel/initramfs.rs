@@ -168,6 +168,7 @@ mod tests {
                 "sys",
                 "modules",
                 "dev/console",
+                "dev/null",
                 "init",
                 "modules/0000-virtio.ko",
                 "modules/0001-virtio_blk.ko"

@@ -40,7 +40,8 @@ impl Fixed {
 
 impl Machine {
     pub(super) fn arguments(&self) -> Vec<String> {
-        let mut line = Line::vmm(self.accelerator, self.processors, self.memory);
+        let mut line = Line::vmm(self.accelerator, self.memory);
+        line.add("-smp", &self.processors.to_string());
         if self.uefi {
             line.add("-machine", &format!("{BOARD},pflash0=code,pflash1=variables"));
             let code = line.file("file", Fixed::Code.number());
