@@ -53,7 +53,9 @@ fn computer() -> Option<(Luna, PathBuf)> {
 
 fn image() -> Vec<u8> {
     let mut sector = SYSTEM.to_vec();
+    // The log has whole lines.
     sector.extend(GREETING.as_bytes());
+    sector.extend(b"\r\n");
     sector.resize(510, 0);
     sector.extend([0x55, 0xaa]);
     // The BIOS boots no disk without a cylinder.
@@ -86,8 +88,8 @@ fn a_disk_boots_speaks_on_its_console_and_obeys_the_power_button() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    attached.stdin.as_ref().unwrap().write_all(b"typed").unwrap();
-    luna.until("logs own", |said| said.contains(&format!("{GREETING}typed")));
+    attached.stdin.as_ref().unwrap().write_all(b"typed\n").unwrap();
+    luna.until("logs own", |said| said.contains("typed"));
     attached.kill().unwrap();
     attached.wait().unwrap();
     assert_eq!(luna.field("own", "{{.State.Status}}"), "running");
