@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn events_as_qemu_writes_them() {
         let time = r#""timestamp": {"seconds": 1, "microseconds": 2}"#;
-        let panicked = format!(r#"{{{time}, "event": "GUEST_PANICKED", "data": {{"action": "shutdown"}}}}"#);
+        let panicked = format!(r#"{{{time}, "event": "GUEST_PANICKED", "data": {{"action": "poweroff"}}}}"#);
         assert_eq!(parse(panicked.as_bytes()), Some(News::Panicked));
         let full = format!(
             r#"{{{time}, "event": "BLOCK_IO_ERROR", "data": {{"device": "", "nospace": true, "node-name": "upper",
