@@ -10,16 +10,19 @@ SECONDS_EACH ?= 20
 release = $(firstword $(wildcard $(or $(CARGO_TARGET_DIR),target)/*-linux-*/release) nothing-built-yet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test build image lint fuzz bench install uninstall clean
+.PHONY: help up test test-hosts build image lint fuzz bench install uninstall clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 up: ## from a fresh machine to Luna's desktop, and its URL
 	@scripts/up
 
 test: ## install what the tests need and run all of them
 	@scripts/test
+
+test-hosts: build ## what takes other machines than this one, emulated: exported disks; an hour
+	@scripts/export-test
 
 build: ## luna, luna-init, luna-virtiofs and luna-workspace in release
 	@scripts/build

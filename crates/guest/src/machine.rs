@@ -11,15 +11,21 @@
 //! Nothing runs before the host's entropy is in the guest's generator. The machine keeps no file open on what the sandbox
 //! can write, so that the writable disk can be unmounted clean; where that fails the journal makes it good at the next
 //! start. It ends by waiting for the host to turn the machine off: bytes still under way in the ports would be lost.
+//!
+//! A machine that was exported as a disk has no host: see [`standalone`].
 
 mod cgroup;
 mod disks;
 mod inside;
 mod modules;
 mod mounts;
+mod network;
 mod ports;
+mod standalone;
 mod sys;
 mod target;
+
+pub use network::absorb;
 
 use std::fs::File;
 use std::io::Read;
@@ -47,6 +53,9 @@ pub fn is_first_process() -> bool {
 
 /// Runs the machine to its end and turns it off.
 pub fn run() -> ! {
+    if let Some(told) = standalone::told() {
+        standalone::run(&told);
+    }
     match begin() {
         Ok(mut port) => {
             let last = serve(&mut port).unwrap_or_else(Report::Failed);
@@ -112,17 +121,8 @@ fn serve(port: &mut File) -> Outcome<Report> {
     let cgroup = Cgroup::make(setup.limits)?;
     sys::loopback_up().map_err(failure(SetupStage::Network, "lo"))?;
     let channel = ports::open(CHANNEL_PORT).map_err(failure(SetupStage::Device, CHANNEL_PORT))?;
-    let (ready, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(failure(SetupStage::Process, "pipe"))?;
-    // The pid namespace is made here, so that the child is born into it as its first process.
-    let child = sys::fork_into_pid_namespace().map_err(failure(SetupStage::Process, "fork"))?;
-    let Some(child) = child else {
-        drop(ready);
-        inside::run(&setup, &cgroup, channel, report);
-    };
-    drop((channel, report));
-    let answer = await_ready(ready)?;
-    write_frame(port, &answer).map_err(|_| broken())?;
+    let child = launch(&setup, &cgroup, channel)?;
+    write_frame(port, &Report::Ready).map_err(|_| broken())?;
     let status = attend(port, &child, &cgroup)?;
     drop(child);
     let usage = cgroup.usage();
@@ -130,13 +130,28 @@ fn serve(port: &mut File) -> Outcome<Report> {
     Ok(Report::Ended { status, usage })
 }
 
+/// Starts the sandbox's own init behind its namespaces, on this channel; returns when it has its root.
+fn launch(setup: &Setup, cgroup: &Cgroup, channel: OwnedFd) -> Outcome<OwnedFd> {
+    let (ready, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(failure(SetupStage::Process, "pipe"))?;
+    // The pid namespace is made here, so that the child is born into it as its first process.
+    let child = sys::fork_into_pid_namespace().map_err(failure(SetupStage::Process, "fork"))?;
+    let Some(child) = child else {
+        drop(ready);
+        inside::run(setup, cgroup, channel, report);
+    };
+    drop((channel, report));
+    await_ready(ready)?;
+    Ok(child)
+}
+
 /// The child says one frame, or dies.
-fn await_ready(ready: OwnedFd) -> Outcome<Report> {
+fn await_ready(ready: OwnedFd) -> Outcome<()> {
     let mut bytes = Vec::new();
     let _ = File::from(ready).read_to_end(&mut bytes);
     match read_frame(&mut &bytes[..]) {
         Ok(Some(Report::Failed(failure))) => Err(failure),
-        Ok(Some(report)) => Ok(report),
+        Ok(Some(Report::Ready)) => Ok(()),
         _ => Err(failure(SetupStage::Process, "init")(Errno::CHILD)),
     }
 }

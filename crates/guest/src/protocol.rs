@@ -40,6 +40,7 @@
 mod frame;
 pub mod machine;
 mod message;
+pub mod standalone;
 
 pub use frame::{Body, Decoder, Frame, FrameKind, HEADER, MAX_PAYLOAD, Violation, WINDOW, header};
 pub use message::{

@@ -7,6 +7,7 @@ mod copy_out;
 mod events;
 mod exec;
 mod explain;
+mod export;
 mod host;
 mod images;
 mod inspect;
@@ -90,6 +91,7 @@ pub(crate) fn run(command: Command, front: &Front) -> Result<u8> {
         Command::Prune(args) => images::prune(front, &args),
         Command::Image(ImageCommand::Prune(args)) => images::prune_images(front, &args),
         Command::Image(ImageCommand::Bootstrap(args)) => images::bootstrap(front, &args),
+        Command::Image(ImageCommand::Export(args)) => export::export(front, &args),
         Command::History(args) | Command::Image(ImageCommand::History(args)) => images::history(front, &args),
         Command::Image(ImageCommand::Inspect(args)) => {
             return inspect::inspect(front, &args, Some(Type::Image));

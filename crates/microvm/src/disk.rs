@@ -21,6 +21,9 @@ const MKE2FS: [&str; 4] = [
     "/usr/local/sbin/mke2fs",
 ];
 
+/// Bytes of a block of the file system.
+const BLOCK: u64 = 4096;
+
 /// Less than this holds no file system worth the name.
 pub(crate) const LEAST: Bytes = Bytes::mebibytes(16);
 
@@ -103,20 +106,28 @@ fn make(path: &Path, size: Bytes) -> Result<()> {
 
 /// A file of zeros becomes a file system: nothing has to be written but its few structures.
 fn format(path: &Path) -> Result<()> {
+    format_part(path, None)
+}
+
+/// Zeros in the file at `path`, all of it or `length` bytes from an offset on, become a file system.
+pub(crate) fn format_part(path: &Path, part: Option<(u64, u64)>) -> Result<()> {
     let program = mke2fs().ok_or_else(|| {
         Error::new(Kind::NotFound, "cannot find `mke2fs`")
             .because(format!("it is none of {}", MKE2FS.join(", ")))
             .hint("install it: `apt-get install e2fsprogs`")
     })?;
+    let offset = part.map_or_else(String::new, |(offset, _)| format!("offset={offset},"));
+    let blocks = part.map(|(_, length)| (length / BLOCK).to_string());
     let run = |zeroed: &str| {
         Command::new(program)
             .args([
                 "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-E",
             ])
             .arg(format!(
-                "{zeroed}lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+                "{zeroed}{offset}lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
             ))
             .arg(path)
+            .args(&blocks)
             .env_clear()
             .stdin(Stdio::null())
             .output()

@@ -16,12 +16,12 @@ pub mod build;
 mod draft;
 pub mod fetch;
 pub mod import;
-mod initramfs;
+pub(crate) mod initramfs;
 mod inspect;
 pub mod manifest;
-mod modules;
+pub(crate) mod modules;
 mod package;
-mod tool;
+pub(crate) mod tool;
 mod verify;
 
 use std::fs;
@@ -256,7 +256,7 @@ fn preferred(a: &Kernel, b: &Kernel) -> std::cmp::Ordering {
 }
 
 /// The numbers of a release: 6.1.10 is newer than 6.1.9.
-fn release_key(release: &str) -> Vec<u64> {
+pub(crate) fn release_key(release: &str) -> Vec<u64> {
     release
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())

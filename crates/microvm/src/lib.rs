@@ -11,6 +11,7 @@
 
 mod command;
 mod disk;
+pub mod export;
 pub mod kernel;
 mod machine;
 pub mod probe;

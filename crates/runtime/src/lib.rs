@@ -12,6 +12,7 @@
 mod build;
 pub mod control;
 mod events;
+mod export;
 mod health;
 mod host;
 mod layout;
@@ -29,6 +30,7 @@ pub mod supervisor;
 mod volumes;
 
 pub use events::Events;
+pub use export::ExportRequest;
 pub use layout::Layout;
 pub use log::{Line as LogLine, Reader as LogReader, Source as LogSource};
 pub use policy::PolicyFile;
@@ -42,5 +44,6 @@ pub use luna_guest::protocol::{FileKind, FileStatus, GuestProcess};
 pub use luna_image as image;
 pub use luna_image::build::BuildRequest;
 pub use luna_jail::rootless;
+pub use luna_microvm::export::{Exported, Format as ExportFormat};
 pub use luna_microvm::kernel;
 pub use luna_network::ports::parse as parse_port;

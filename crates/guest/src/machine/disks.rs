@@ -19,17 +19,42 @@ const BASE: &str = "/base";
 const UPPER: &str = "/upper";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Mounts both disks and the overlay. Stops at the first thing that is wrong: never an overlay over nothing.
+/// Mounts both disks and the overlay, and the modules where the host gave them.
 pub(super) fn mount_root() -> Outcome<()> {
+    let disk = |serial: &'static str, stage| {
+        find(serial, PATIENCE)
+            .ok_or(Errno::NODEV)
+            .map_err(failure(stage, serial))
+    };
+    let base = disk(BASE_DISK, SetupStage::Base)?;
+    mount_overlay(&base, || disk(UPPER_DISK, SetupStage::Upper))?;
+    if let Some(modules) = find(MODULES_DISK, Duration::ZERO) {
+        let of_modules = || failure(SetupStage::Module, MODULES_DISK);
+        directory(MODULES).map_err(of_modules())?;
+        mount(&modules, MODULES, "erofs", MountFlags::RDONLY, c"").map_err(of_modules())?;
+    }
+    Ok(())
+}
+
+/// Mounts two partitions of one disk, by the names its partition table has for them, and the overlay.
+pub(super) fn mount_partitions(base: &str, upper: &str, patience: Duration) -> Outcome<()> {
+    let partition = |name: &str, stage| {
+        find_partition(name, patience)
+            .ok_or(Errno::NODEV)
+            .map_err(failure(stage, name))
+    };
+    let device = partition(base, SetupStage::Base)?;
+    mount_overlay(&device, || partition(upper, SetupStage::Upper))
+}
+
+/// Stops at the first thing that is wrong: never an overlay over nothing.
+fn mount_overlay(base: &Path, upper: impl FnOnce() -> Outcome<PathBuf>) -> Outcome<()> {
     let of_base = || failure(SetupStage::Base, BASE_DISK);
-    let base = find(BASE_DISK, PATIENCE).ok_or(Errno::NODEV).map_err(of_base())?;
     directory(BASE).map_err(of_base())?;
-    mount(&base, BASE, "erofs", MountFlags::RDONLY, c"").map_err(of_base())?;
+    mount(base, BASE, "erofs", MountFlags::RDONLY, c"").map_err(of_base())?;
 
     let of_upper = || failure(SetupStage::Upper, UPPER_DISK);
-    let upper = find(UPPER_DISK, PATIENCE)
-        .ok_or(Errno::NODEV)
-        .map_err(of_upper())?;
+    let upper = upper()?;
     directory(UPPER).map_err(of_upper())?;
     let options = c"discard,errors=remount-ro";
     mount(&upper, UPPER, "ext4", MountFlags::NOATIME, options).map_err(of_upper())?;
@@ -48,12 +73,6 @@ pub(super) fn mount_root() -> Outcome<()> {
         .contains(rustix::fs::StatVfsMountFlags::RDONLY);
     if read_only {
         return Err(of_overlay()(Errno::ROFS));
-    }
-
-    if let Some(modules) = find(MODULES_DISK, Duration::ZERO) {
-        let of_modules = || failure(SetupStage::Module, MODULES_DISK);
-        directory(MODULES).map_err(of_modules())?;
-        mount(&modules, MODULES, "erofs", MountFlags::RDONLY, c"").map_err(of_modules())?;
     }
     Ok(())
 }
@@ -76,16 +95,31 @@ pub(super) fn directory(path: &str) -> Result<(), Errno> {
 
 /// The disk with this serial number.
 fn find(serial: &str, patience: Duration) -> Option<PathBuf> {
+    wait_for("/sys/block", patience, |directory| {
+        let path = directory.join("serial");
+        std::fs::read_to_string(path).is_ok_and(|text| text.trim_end() == serial)
+    })
+}
+
+/// The partition that a GPT calls so, on whatever kind of disk.
+fn find_partition(name: &str, patience: Duration) -> Option<PathBuf> {
+    wait_for("/sys/class/block", patience, |directory| {
+        std::fs::read_to_string(directory.join("uevent")).is_ok_and(|text| {
+            text.lines()
+                .any(|line| line.strip_prefix("PARTNAME=") == Some(name))
+        })
+    })
+}
+
+/// The device of the first entry of `class` that `fits`, as soon as there is one.
+fn wait_for(class: &str, patience: Duration, fits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let since = Instant::now();
     loop {
-        let found = std::fs::read_dir("/sys/block")
+        let found = std::fs::read_dir(class)
             .into_iter()
             .flatten()
             .flatten()
-            .find(|entry| {
-                let path = entry.path().join("serial");
-                std::fs::read_to_string(path).is_ok_and(|text| text.trim_end() == serial)
-            });
+            .find(|entry| fits(&entry.path()));
         if let Some(entry) = found {
             return Some(Path::new("/dev").join(entry.file_name()));
         }

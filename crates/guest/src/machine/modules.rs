@@ -1,5 +1,7 @@
 //! Kernel modules that came along in the initial file system, in the order of their names.
 
+use std::path::{Path, PathBuf};
+
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -11,18 +13,29 @@ const DIRECTORY: &str = "/modules";
 
 /// Inserts them all. A kernel with everything built in has none.
 pub(super) fn load() -> Result<(), SetupFailure> {
-    let Ok(entries) = std::fs::read_dir(DIRECTORY) else {
-        return Ok(());
-    };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
-        let insert = || -> Result<(), Errno> {
-            let file = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            sys::insert_module(std::os::fd::AsFd::as_fd(&file))
-        };
+    for path in paths() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        insert().map_err(failure(SetupStage::Module, name))?;
+        insert(&path).map_err(failure(SetupStage::Module, name))?;
     }
     Ok(())
+}
+
+/// Inserts those that this machine takes: the drivers of other hypervisors refuse to load, and what needs them does too.
+pub(super) fn load_what_fits() {
+    for path in paths() {
+        // What is missed shows when a disk is not found.
+        let _ = insert(&path);
+    }
+}
+
+fn paths() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+fn insert(path: &Path) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    sys::insert_module(std::os::fd::AsFd::as_fd(&file))
 }

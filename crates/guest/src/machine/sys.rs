@@ -97,10 +97,19 @@ pub(super) fn set_clock(now: Duration) -> Result<(), Errno> {
 
 /// Forks a child that is the first process of a pid namespace; `None` in the child, its pidfd in the parent.
 pub(super) fn fork_into_pid_namespace() -> Result<Option<OwnedFd>, Errno> {
+    fork_with(libc::CLONE_NEWPID)
+}
+
+/// Forks; `None` in the child, its pidfd in the parent.
+pub(super) fn fork() -> Result<Option<OwnedFd>, Errno> {
+    fork_with(0)
+}
+
+fn fork_with(namespaces: libc::c_int) -> Result<Option<OwnedFd>, Errno> {
     let mut pidfd: RawFd = -1;
     let mut arguments = [0u64; 8];
     // `struct clone_args`: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls.
-    arguments[0] = (libc::CLONE_NEWPID | libc::CLONE_PIDFD) as u64;
+    arguments[0] = (namespaces | libc::CLONE_PIDFD) as u64;
     arguments[1] = (&raw mut pidfd) as u64;
     arguments[4] = libc::SIGCHLD as u64;
     // SAFETY: without CLONE_VM this is a fork: the child has a copy of everything, and with one thread no lock can be held
@@ -150,6 +159,16 @@ pub(super) fn place(source: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> 
 pub(super) fn leave(code: u8) -> ! {
     // SAFETY: _exit does not return and touches no memory.
     unsafe { libc::_exit(code.into()) }
+}
+
+/// Writes everything out and turns the power off.
+pub(super) fn power_off() -> ! {
+    rustix::fs::sync();
+    // SAFETY: takes a plain number; where it returns, the reset below is what is left.
+    unsafe {
+        libc::reboot(libc::RB_POWER_OFF);
+    }
+    turn_off()
 }
 
 /// Writes everything out and turns the machine off: a reset, which the VMM takes for the end.

@@ -189,6 +189,41 @@ pub(crate) enum ImageCommand {
     Prune(ImagePruneArgs),
     /// How an image came to be
     History(HistoryArgs),
+    /// Write a disk that starts under QEMU, VMware, VirtualBox, Hyper-V, Parallels or on EC2
+    Export(ExportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The disk's form
+    #[arg(long, value_name = "FORMAT", default_value = "qcow2")]
+    pub(crate) format: DiskFormat,
+    /// The file; the image's name with the form as its end, here, where absent
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// How large the machine sees the disk; 16g where absent. The file takes what is used
+    #[arg(long)]
+    pub(crate) size: Option<String>,
+    /// The kernel, one of `luna kernel ls` with every hypervisor's drivers; the distribution's where absent
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel: Option<String>,
+    /// Print only the file's name
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DiskFormat {
+    Qcow2,
+    Raw,
+    Vmdk,
+    Vdi,
+    Vhdx,
 }
 
 #[derive(Debug, Args)]

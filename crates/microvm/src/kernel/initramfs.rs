@@ -35,7 +35,32 @@ pub fn initramfs(init: &[u8], kernel: &Kernel) -> Result<Vec<u8>> {
             ),
         ));
     }
-    let mut archive = Archive::with_capacity(size as usize + (8 << 10));
+    let mut archive = begin(init, size as usize);
+    for (order, path) in kernel.modules.iter().enumerate() {
+        let content = fs::read(path).map_err(|e| fail(path, e))?;
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy())
+            .unwrap_or_default();
+        archive.module(order, &name, &content);
+    }
+    Ok(archive.finish())
+}
+
+/// The archive of a machine without a host: these modules, and beside init the file that says what the machine is.
+pub(crate) fn standalone(init: &[u8], modules: &[(String, Vec<u8>)], told: &[u8]) -> Vec<u8> {
+    let size = modules.iter().map(|(_, content)| content.len()).sum::<usize>();
+    let mut archive = begin(init, size + init.len() + told.len());
+    archive.file(luna_guest::protocol::standalone::FILE, 0o400, told);
+    for (order, (name, content)) in modules.iter().enumerate() {
+        archive.module(order, name, content);
+    }
+    archive.finish()
+}
+
+/// What every archive begins with; `size` is that of all that comes in.
+fn begin(init: &[u8], size: usize) -> Archive {
+    let mut archive = Archive::with_capacity(size + (64 << 10));
     for directory in ["dev", "proc", "sys", "modules"] {
         archive.directory(directory);
     }
@@ -44,15 +69,7 @@ pub fn initramfs(init: &[u8], kernel: &Kernel) -> Result<Vec<u8>> {
     // And where the console's driver is a module, init starts with no descriptors and needs one to fill them with.
     archive.character_device("dev/null", 1, 3);
     archive.file("init", 0o755, init);
-    for (order, path) in kernel.modules.iter().enumerate() {
-        let content = fs::read(path).map_err(|e| fail(path, e))?;
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy())
-            .unwrap_or_default();
-        archive.file(&format!("modules/{order:04}-{name}"), 0o444, &content);
-    }
-    Ok(archive.finish())
+    archive
 }
 
 /// Writes `newc` entries, all owned by root and without a time, so that the same content gives the same bytes.
@@ -84,6 +101,10 @@ impl Archive {
 
     fn file(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entry(name, REGULAR | mode, (0, 0), content);
+    }
+
+    fn module(&mut self, order: usize, name: &str, content: &[u8]) {
+        self.file(&format!("modules/{order:04}-{name}"), 0o444, content);
     }
 
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {

@@ -65,6 +65,12 @@ impl Index {
         Ok(index)
     }
 
+    /// Whether there is such a module, or the kernel has it built in.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let name = normal(name);
+        self.files.contains_key(&name) || self.builtin.contains(&name)
+    }
+
     fn walk(&mut self, directory: &Path, depth: u32) -> Result<()> {
         let fail = |e| Error::io(format!("cannot read `{}`", directory.display()), e);
         if depth > 32 {
@@ -164,8 +170,12 @@ pub(crate) fn depends(path: &Path) -> Result<Vec<String>> {
     if fs::metadata(path).map_err(fail)?.len() > MAXIMUM {
         return Err(fail(std::io::Error::other("it is implausibly large")));
     }
-    let bytes = fs::read(path).map_err(fail)?;
-    let section = modinfo(&bytes).ok_or_else(|| {
+    needs(path, &fs::read(path).map_err(fail)?)
+}
+
+/// The modules that the module `bytes`, read from `path`, says it depends on.
+pub(crate) fn needs(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
+    let section = modinfo(bytes).ok_or_else(|| {
         Error::new(
             Kind::Corrupt,
             format!("cannot read the kernel module `{}`", path.display()),

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use luna_core::{Error, Kind, Result};
 
 /// Fails unless every program is there; the hint names the packages of those that are not.
-pub(super) fn require(doing: &str, tools: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn require(doing: &str, tools: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = tools.iter().filter(|(tool, _)| !exists(tool)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -32,12 +32,12 @@ fn exists(tool: &str) -> bool {
         .any(|directory| directory.join(tool).is_file())
 }
 
-pub(super) fn is_there(tool: &str) -> bool {
+pub(crate) fn is_there(tool: &str) -> bool {
     exists(tool)
 }
 
 /// A command that speaks English and knows nothing of an outer make.
-pub(super) fn command(tool: &str) -> Command {
+pub(crate) fn command(tool: &str) -> Command {
     let mut command = Command::new(tool);
     let path = std::env::var("PATH").unwrap_or_default();
     command
@@ -52,7 +52,7 @@ pub(super) fn command(tool: &str) -> Command {
 }
 
 /// Runs it and gives what it printed; what it complained of becomes the cause of the error.
-pub(super) fn run(doing: &str, command: &mut Command) -> Result<String> {
+pub(crate) fn run(doing: &str, command: &mut Command) -> Result<String> {
     let tool = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()
@@ -64,7 +64,7 @@ pub(super) fn run(doing: &str, command: &mut Command) -> Result<String> {
 }
 
 /// The error of a program that failed, with the last thing it said.
-pub(super) fn failed(doing: &str, tool: &str, complaints: &str) -> Error {
+pub(crate) fn failed(doing: &str, tool: &str, complaints: &str) -> Error {
     let said: Vec<_> = complaints
         .lines()
         .filter(|line| !line.trim().is_empty())
