@@ -1,6 +1,7 @@
 // The page on 8080 in a real Chromium: `node page.mjs URL [ARTEFACTS]`.
 //
-// URL is what `luna up` or `luna open` prints, ticket and all. LUNA_EXPECT_WALL (container or vm) is what the badge must say.
+// URL is what `luna up` or `luna open` prints, ticket and all. LUNA_EXPECT_WALL (container or vm) and, for a vm,
+// LUNA_EXPECT_ACCELERATOR (kvm or tcg) are what the badge must say; on an emulated processor everything may take longer.
 // CHROMIUM names the browser to drive (/usr/bin/chromium). Screenshots go to ARTEFACTS (./artefacts). Prints one line a
 // check and a summary; exits 1 if any check failed.
 import { mkdir } from "node:fs/promises";
@@ -13,6 +14,8 @@ if (!url) {
   process.exit(2);
 }
 const origin = new URL(url).origin;
+const expected = { wall: process.env.LUNA_EXPECT_WALL ?? "container", accelerator: process.env.LUNA_EXPECT_ACCELERATOR || null };
+const patience = expected.accelerator === "tcg" ? 5 : 1;
 
 // The band on the computer's start page (images/agent/luna-agent/start/index.html).
 const BAND = { rose: [255, 93, 115], gold: [255, 200, 87], mint: [61, 220, 151], sky: [77, 163, 255] };
@@ -49,15 +52,15 @@ const pixels = (page, colours) =>
     return found;
   }, colours);
 
-async function until(probe, what, patience = 30_000) {
-  const end = Date.now() + patience;
+async function until(probe, what, usual = 30_000) {
+  const end = Date.now() + usual * patience;
   let last;
   while (Date.now() < end) {
     last = await probe();
     if (last) return last;
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
-  throw new Error(`${what} did not come in ${patience} ms`);
+  throw new Error(`${what} did not come in ${usual * patience} ms`);
 }
 
 await mkdir(artefacts, { recursive: true });
@@ -67,6 +70,7 @@ const browser = await chromium.launch({
   chromiumSandbox: process.getuid() !== 0,
 });
 const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, colorScheme: "dark" });
+context.setDefaultTimeout(30_000 * patience);
 const page = await context.newPage();
 const complaints = [];
 page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
@@ -85,7 +89,7 @@ await check("the ticket is gone from the address bar", async () => {
   await until(() => !page.url().includes("ticket"), "a clean address");
 });
 await check("the live screen arrives", async () => {
-  await page.waitForFunction(() => document.documentElement.dataset.state === "connected", null, { timeout: 60_000 });
+  await page.waitForFunction(() => document.documentElement.dataset.state === "connected", null, { timeout: 60_000 * patience });
   return `${Date.now() - began} ms after the click`;
 });
 await check("the desktop's browser shows its start page", async () => {
@@ -97,8 +101,10 @@ await check("the desktop's browser shows its start page", async () => {
 });
 await check("the badge names the wall and the kernel", async () => {
   const text = await page.textContent("#wall-text");
-  const expected = { container: "Container", vm: "Virtual machine" }[process.env.LUNA_EXPECT_WALL ?? "container"];
-  must(text.startsWith(expected), `it says \`${text}\``);
+  const names = { container: "Container", vm: "Virtual machine", "vm kvm": "Virtual machine (KVM)", "vm tcg": "Virtual machine (TCG, emulated)" };
+  must(text === names[[expected.wall, expected.accelerator].filter(Boolean).join(" ")], `it says \`${text}\``);
+  const { wall, accelerator } = await (await page.request.get(`${origin}/v1/sandbox`)).json();
+  must(wall === expected.wall && accelerator === expected.accelerator, `the service was told ${wall}, ${accelerator}`);
   const kernel = await page.textContent("#kernel-text");
   must(/^Linux \d+\.\d+/.test(kernel), `it says \`${kernel}\``);
   return `${text}, ${kernel}`;
@@ -129,7 +135,7 @@ await check("keys and pointer reach the desktop", async () => {
 });
 await check("a reload needs no ticket", async () => {
   await page.reload();
-  await page.waitForFunction(() => document.documentElement.dataset.state === "connected", null, { timeout: 20_000 });
+  await page.waitForFunction(() => document.documentElement.dataset.state === "connected", null, { timeout: 20_000 * patience });
 });
 await check("a second page sees the same screen, in light colours and on a phone", async () => {
   const phone = await context.newPage();

@@ -116,7 +116,7 @@ const size = (bytes) => (bytes === null ? "none seen" : `${(bytes / 2 ** 30).toF
 
 function wallText() {
   if (facts.wall === "container") return "Container";
-  if (facts.wall === "vm") return { kvm: "Virtual machine (KVM)", tcg: "Virtual machine (emulated)" }[facts.accelerator] ?? "Virtual machine";
+  if (facts.wall === "vm") return { kvm: "Virtual machine (KVM)", tcg: "Virtual machine (TCG, emulated)" }[facts.accelerator] ?? "Virtual machine";
   return "Wall unknown";
 }
 

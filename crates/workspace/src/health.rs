@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Less than the health check's own timeout (images/agent/Dockerfile), so that what is wrong gets said.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `address` is where it listens, if not everywhere.
 pub fn check(address: Option<IpAddr>, port: u16) -> Result<(), String> {

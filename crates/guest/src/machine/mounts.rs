@@ -93,6 +93,8 @@ fn devices() -> Outcome<()> {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, number)
             .map_err(failed())?;
+        // The umask took what a user needs to write to it.
+        rustix::fs::chmod(&path, mode).map_err(failed())?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use luna_core::engine::{Accelerator, EngineProfile};
 use luna_core::error::Kind;
 use luna_core::event::Progress;
 use luna_core::name::Name;
@@ -32,8 +33,13 @@ use crate::request;
 
 /// Where the service listens inside.
 const PORT: u16 = 8080;
-/// Longest wait for the service to answer.
+/// Longest wait for the service to answer, behind a wall where programs run at the processor's speed.
 const READY: Duration = Duration::from_secs(60);
+/// The same on an emulated processor.
+const READY_EMULATED: Duration = Duration::from_secs(300);
+/// Longest wait for one answer of the service's, and on an emulated processor.
+const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_EMULATED: Duration = Duration::from_secs(30);
 /// Chromium keeps its pages there.
 const SHARED_MEMORY: Bytes = Bytes::mebibytes(512);
 const LABEL: &str = "dev.luna.up";
@@ -331,6 +337,14 @@ pub(super) fn random() -> Result<[u8; 16]> {
     Ok(bits)
 }
 
+/// How long to wait for the service behind this wall, and for each of its answers.
+fn patience(engine: &EngineProfile) -> (Duration, Duration) {
+    match engine.accelerator {
+        Some(Accelerator::Tcg) => (READY_EMULATED, ANSWER_EMULATED),
+        Some(Accelerator::Kvm) | None => (READY, ANSWER),
+    }
+}
+
 fn ended(sandbox: &Sandbox, status: &Status) -> Error {
     let name = &sandbox.record.name;
     Error::new(Kind::Unavailable, format!("cannot bring up `{name}`"))
@@ -346,6 +360,8 @@ struct Service {
     address: SocketAddr,
     token: String,
     agent: ureq::Agent,
+    /// How long it may take to come up.
+    patience: Duration,
 }
 
 impl Service {
@@ -381,17 +397,19 @@ impl Service {
             }
             (None, Network::None) => return Err(foreign()),
         };
+        let (patience, answer) = patience(&record.decision.engine);
         // Neither a proxy nor a redirect has any business on the way to loopback.
         let config = ureq::Agent::config_builder()
             .proxy(None)
             .max_redirects(0)
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(5)))
+            .timeout_global(Some(answer))
             .build();
         Ok(Service {
             address,
             token,
             agent: config.into(),
+            patience,
         })
     }
 
@@ -415,11 +433,11 @@ impl Service {
                         .hint(format!("let it go on with `luna unpause {name}`")),
                 );
             }
-            if since.elapsed() > READY {
+            if since.elapsed() > self.patience {
                 return Err(Error::new(Kind::TimedOut, format!("cannot bring up `{name}`"))
                     .because(format!(
                         "port {PORT} does not answer after {} s: {last}",
-                        READY.as_secs()
+                        self.patience.as_secs()
                     ))
                     .hint(format!("`luna logs {name}` shows all it said")));
             }

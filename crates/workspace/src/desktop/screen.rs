@@ -17,7 +17,8 @@ pub(super) struct Screen {
     pub(super) display: String,
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A second here; a minute on a busy machine that emulates its processor.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Returns when Xvnc accepts, which it says by writing the display's number to its `-displayfd`.
 pub(super) async fn start(place: &Place, geometry: Geometry) -> Result<Screen, String> {

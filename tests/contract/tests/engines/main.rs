@@ -38,7 +38,7 @@ macro_rules! suite {
 macro_rules! engine {
     ($name:ident, $isolation:literal) => {
         suite! { $name, contract::luna::Luna::of_root($isolation);
-            program: environment users_and_groups working_directory entrypoint_and_command exit_codes
+            program: environment devices users_and_groups working_directory entrypoint_and_command exit_codes
                 host_name_and_hosts a_terminal;
             streams: standard_input_and_its_end a_hundred_megabytes_of_output logs a_port_both_ways
                 a_hundred_megabytes_through_a_port a_port_in_use;
@@ -55,7 +55,7 @@ macro_rules! engine {
 macro_rules! engine_without_root {
     ($name:ident, $isolation:literal) => {
         suite! { $name, contract::luna::Luna::of_a_user($isolation);
-            program: environment users_and_groups working_directory exit_codes a_terminal;
+            program: environment devices users_and_groups working_directory exit_codes a_terminal;
             streams: standard_input_and_its_end logs a_port_both_ways;
             files: a_read_only_root a_tmpfs a_named_volume copies;
             life: signals stop_then_kill an_exec;

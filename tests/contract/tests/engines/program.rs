@@ -34,6 +34,17 @@ pub(crate) fn users_and_groups(luna: &Luna) {
     assert_eq!(said.code(), Some(125), "{said:?}");
 }
 
+/// Whoever a program is, it may read and write those.
+pub(crate) fn devices(luna: &Luna) {
+    let script = "for name in null zero full random urandom; do stat -c %n:%a:%t,%T /dev/$name; done";
+    assert_eq!(
+        luna.says(&["--user", "user"], script),
+        "/dev/null:666:1,3\n/dev/zero:666:1,5\n/dev/full:666:1,7\n/dev/random:666:1,8\n/dev/urandom:666:1,9"
+    );
+    let script = "echo gone >/dev/null && echo more >/dev/zero && echo written";
+    assert_eq!(luna.says(&["--user", "user"], script), "written");
+}
+
 pub(crate) fn working_directory(luna: &Luna) {
     assert_eq!(
         luna.says(&["--workdir", "/made/for/this"], "pwd; stat -c %u:%a ."),
