@@ -9,6 +9,7 @@
 //! It decides nothing: a [`Bundle`] says it all. The same code drives both accelerators. A disk image that brings a kernel and
 //! an init of its own is started by [`system`], behind the same wall.
 
+mod clock;
 mod command;
 mod disk;
 pub mod export;

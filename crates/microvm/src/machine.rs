@@ -36,7 +36,7 @@ use crate::report::{Reports, Trouble};
 use crate::tail::Tail;
 use crate::vmm::{self, Vmm, cannot_connect};
 use crate::volume::{self, Volume};
-use crate::{disk, kernel};
+use crate::{clock, disk, kernel};
 
 /// What kernel and init need beside what was asked for.
 const RESERVE: Bytes = Bytes::mebibytes(48);
@@ -85,7 +85,7 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
         accelerator,
         processors: plan.processors,
         memory: plan.memory,
-        kernel_arguments: kernel.command_line(accelerator),
+        kernel_arguments: kernel_arguments(&kernel, accelerator),
         modules: disks.modules.is_some(),
         volumes: volumes.len(),
     };
@@ -120,6 +120,16 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
     };
     running.boot(&setup, disks)?;
     Ok(running)
+}
+
+/// The kernel's own words, and what only this host can tell it.
+fn kernel_arguments(kernel: &Kernel, accelerator: Accelerator) -> String {
+    let words = kernel.command_line(accelerator);
+    let emulated = accelerator == Accelerator::Tcg;
+    match emulated.then(clock::counter_khz).flatten() {
+        Some(khz) => format!("{words} tsc_early_khz={khz}"),
+        None => words,
+    }
 }
 
 /// What follows from the bundle alone.

@@ -338,7 +338,7 @@ pub(super) fn random() -> Result<[u8; 16]> {
 }
 
 /// How long to wait for the service behind this wall, and for each of its answers.
-fn patience(engine: &EngineProfile) -> (Duration, Duration) {
+fn patience(engine: EngineProfile) -> (Duration, Duration) {
     match engine.accelerator {
         Some(Accelerator::Tcg) => (READY_EMULATED, ANSWER_EMULATED),
         Some(Accelerator::Kvm) | None => (READY, ANSWER),
@@ -397,7 +397,7 @@ impl Service {
             }
             (None, Network::None) => return Err(foreign()),
         };
-        let (patience, answer) = patience(&record.decision.engine);
+        let (patience, answer) = patience(record.decision.engine);
         // Neither a proxy nor a redirect has any business on the way to loopback.
         let config = ureq::Agent::config_builder()
             .proxy(None)
