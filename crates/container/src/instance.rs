@@ -1,8 +1,9 @@
 //! A running sandbox: the jail and the host's end of init's channel.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use luna_core::engine::{Bundle, Control, Instance, Outside, Usage};
+use luna_core::engine::{Bundle, Condition, Control, Instance, Outside, Usage};
 use luna_core::process::ExitStatus;
 use luna_core::spec::Resources;
 use luna_core::{Error, Kind, Result};
@@ -38,6 +39,9 @@ impl Instance for Running {
         })
     }
 
+    /// The host's kernel holds what was written.
+    fn settle(&mut self, _: Duration) {}
+
     fn wait(&mut self) -> Result<ExitStatus> {
         self.jail.wait()
     }
@@ -72,5 +76,10 @@ impl Control for Remote {
 
     fn outside(&self) -> Result<Outside> {
         self.0.outside()
+    }
+
+    /// Its processes are the host's; what keeps them from going on is for them to say.
+    fn next_condition(&self) -> Option<Condition> {
+        None
     }
 }

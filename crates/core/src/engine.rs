@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::capability::Capabilities;
 use crate::host::EngineReport;
 use crate::name::Id;
 use crate::process::ExitStatus;
 use crate::spec::{Resources, Seccomp};
 use crate::units::Bytes;
+use crate::{Error, Result};
 
 /// Builds one kind of wall.
 pub trait Engine: Send + Sync {
@@ -40,6 +40,9 @@ pub trait Engine: Send + Sync {
 pub trait Instance: Send {
     /// The host's end of init's channel: a stream socket. Taken once; a second call is an error.
     fn channel(&mut self) -> Result<OwnedFd>;
+    /// Blocks until what was written behind the wall is where it stays, `patience` has passed, or nothing more can be
+    /// written. Called when the main process has ended and init is about to.
+    fn settle(&mut self, patience: Duration);
     /// Blocks until init is gone. After this the instance is dead and may be dropped.
     fn wait(&mut self) -> Result<ExitStatus>;
     /// A handle another thread may use while `wait` blocks.
@@ -81,6 +84,19 @@ pub trait Control: Send + Sync {
     fn update(&self, resources: &Resources) -> Result<()>;
     /// Where the wall can be looked at from outside, and what it is made of that no file of the kernel's shows.
     fn outside(&self) -> Result<Outside>;
+    /// Blocks until the instance fares otherwise than it was last told here, which is well at first; `None` once it has
+    /// ended, or where there is nothing that the engine could tell. One thread asks.
+    fn next_condition(&self) -> Option<Condition>;
+}
+
+/// How an instance that is alive gets on. It is not ended for it: what stands still can go on.
+#[derive(Debug)]
+pub enum Condition {
+    Well,
+    /// Everything behind the wall stands still until the cause is gone and [`Control::resume`] is called.
+    Halted(Error),
+    /// It has not answered for long, which may pass by itself.
+    Silent(Error),
 }
 
 /// A running wall as its engine knows it, for whoever measures it. Nothing in it comes from inside.

@@ -55,14 +55,28 @@ pub enum Action {
     Start,
     Pause,
     Unpause,
-    Kill { signal: String },
-    Exec { command: String },
+    Kill {
+        signal: String,
+    },
+    Exec {
+        command: String,
+    },
     Oom,
-    Die { exit_code: u8 },
+    Die {
+        exit_code: u8,
+    },
     Stop,
     Restart,
-    Rename { from: String },
+    Rename {
+        from: String,
+    },
     Update,
-    Health { status: String },
+    Health {
+        status: String,
+    },
+    /// It stands still, does not answer, or goes on again; see `engine::Condition`.
+    Condition {
+        status: String,
+    },
     Destroy,
 }

@@ -21,8 +21,9 @@ mod qmp;
 mod report;
 pub mod system;
 mod tail;
-mod vmm;
+pub mod vmm;
 pub mod volume;
+mod watch;
 
 use luna_core::engine::{
     Accelerator, Bundle, Engine, EngineProfile, Instance, RootForm, System, SystemBundle, SystemEngine, Wall,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! start: disks, descriptors ─▶ QEMU in its jail ─▶ Hello ─▶ Setup ─▶ Ready
+//! settle: everything is on the disks ─▶ Ended
 //! wait:  Ended ─▶ its status       QEMU gone before ─▶ why: panic, out of memory, killed, its own last words
 //! drop:  QEMU is killed, its jail and its volumes' go with it; the writable disk's journal keeps it consistent
 //! ```
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use luna_core::engine::{
-    Accelerator, Bundle, Control, Disk, Endpoint, Instance, Mount, Outside, Root, Usage,
+    Accelerator, Bundle, Condition, Control, Disk, Endpoint, Instance, Mount, Outside, Root, Usage,
 };
 use luna_core::name::Id;
 use luna_core::process::ExitStatus;
@@ -24,7 +25,7 @@ use luna_core::{Error, Kind, Result};
 use luna_guest::protocol::machine::{
     Command, GuestLimits, MACHINE_VERSION, Report, Setup, SetupFailure, SetupFile, SetupMount, SetupStage,
 };
-use luna_jail::spec::{Landlock, Limits};
+use luna_jail::spec::Limits;
 use luna_jail::{Handle, Jailed};
 use rustix::event::{PollFd, PollFlags};
 
@@ -36,6 +37,7 @@ use crate::report::{Reports, Trouble};
 use crate::tail::Tail;
 use crate::vmm::{self, Vmm, cannot_connect};
 use crate::volume::{self, Volume};
+use crate::watch;
 use crate::{clock, disk, kernel};
 
 /// What kernel and init need beside what was asked for.
@@ -47,6 +49,11 @@ const BOOT: Duration = Duration::from_secs(180);
 const SETUP: Duration = Duration::from_secs(120);
 /// How long the guest may take to count.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How soon a machine halts again after it was let go on, where nothing has changed.
+const RETRY: Duration = Duration::from_millis(500);
+const KILL: u8 = 9;
+/// How long the last words of a QEMU that is gone may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// A process of its own for each, with a cgroup named after the machine's.
 pub(crate) const MOST_VOLUMES: usize = 24;
 
@@ -96,7 +103,7 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
         arguments: machine.arguments(),
         descriptors,
         limits: plan.limits,
-        landlock: Landlock::ReadOnly,
+        landlock: vmm::LANDLOCK,
     }
     .launch(&qemu)?;
 
@@ -119,6 +126,7 @@ pub(crate) fn start(accelerator: Accelerator, bundle: &Bundle, boots: u32) -> Re
         boots,
     };
     running.boot(&setup, disks)?;
+    watch::start(&running.reports, &running.paused, watch::RHYTHM).map_err(cannot_connect)?;
     Ok(running)
 }
 
@@ -430,6 +438,12 @@ impl Running {
 
     /// Why the machine is not there any more, or does not answer.
     fn post_mortem(&self) -> Error {
+        if self.reports.is_gone() {
+            // QEMU is on its way out, and its last words on theirs.
+            for tail in [&self.console, &self.errors] {
+                tail.await_end(LAST_WORDS);
+            }
+        }
         if let Some(panic) = self.console.find("Kernel panic") {
             return Error::new(Kind::Unavailable, "cannot go on: the guest's kernel panicked").because(panic);
         }
@@ -491,10 +505,11 @@ fn explain(failure: &SetupFailure, disks: &Disk) -> Error {
     let damaged = matches!(failure.stage, SetupStage::Base | SetupStage::Upper);
     let error = Error::io(format!("the guest cannot {said}"), cause);
     match failure.stage {
-        SetupStage::Base if damaged => error
-            .hint("the disk is damaged or missing; delete it and it is made again from the image's layers"),
+        SetupStage::Base if damaged => {
+            error.hint("the disk is damaged; delete it and it is made again from the image's layers")
+        }
         SetupStage::Upper => error.hint(format!(
-            "the sandbox's own data is damaged: `e2fsck -f {}` repairs what can be repaired",
+            "the sandbox's own data is damaged: `e2fsck -fy {}` repairs what can be repaired",
             disks.upper.display()
         )),
         _ => error,
@@ -508,8 +523,20 @@ impl Instance for Running {
         })
     }
 
+    /// The guest's kernel writes out what it still holds before the machine says its last word.
+    fn settle(&mut self, patience: Duration) {
+        self.reports.await_last_word(patience);
+    }
+
     fn wait(&mut self) -> Result<ExitStatus> {
-        self.reports.wait().ok_or_else(|| self.post_mortem())
+        match self.reports.wait() {
+            Some(status) => Ok(status),
+            None if self.reports.was_killed() => Ok(ExitStatus::Signal {
+                number: KILL,
+                core_dumped: false,
+            }),
+            None => Err(self.post_mortem()),
+        }
     }
 
     fn control(&self) -> Box<dyn Control> {
@@ -537,6 +564,7 @@ struct Remote {
 
 impl Control for Remote {
     fn kill(&self) -> Result<()> {
+        self.reports.expect_end();
         self.jail.kill()
     }
 
@@ -550,12 +578,18 @@ impl Control for Remote {
     fn resume(&self) -> Result<()> {
         self.jail.resume()?;
         self.paused.store(false, Ordering::Release);
-        if self.reports.halted().is_some() {
-            self.monitor
-                .go_on()
-                .map_err(|e| Error::io("cannot let the machine go on", e))?;
+        if self.reports.halted().is_none() {
+            return Ok(());
         }
-        Ok(())
+        self.reports.forget_halt();
+        self.monitor
+            .go_on()
+            .map_err(|e| Error::io("cannot let the machine go on", e))?;
+        // What was refused is tried again at once.
+        match self.reports.halts_again(RETRY) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// Processor time is what the host spends on the machine; the rest is counted by the guest.
@@ -563,7 +597,7 @@ impl Control for Remote {
         let host = self.jail.usage()?;
         let guest = match self.reports.ended() {
             Some((_, usage)) => usage,
-            None if self.paused.load(Ordering::Acquire) => {
+            None if self.paused.load(Ordering::Acquire) || self.reports.halted().is_some() => {
                 return Ok(Usage {
                     memory_limit: self.memory_asked.or(Some(self.memory)),
                     pids: None,
@@ -584,7 +618,10 @@ impl Control for Remote {
             pids_limit: None,
             read: guest.read,
             written: guest.written,
-            oom_kills: guest.oom_kills,
+            oom_kills: [guest.oom_kills, host.oom_kills]
+                .into_iter()
+                .flatten()
+                .reduce(|inside, outside| inside + outside),
         })
     }
 
@@ -593,6 +630,10 @@ impl Control for Remote {
             boots: self.boots,
             ..outside
         })
+    }
+
+    fn next_condition(&self) -> Option<Condition> {
+        self.reports.next_condition()
     }
 
     fn update(&self, resources: &Resources) -> Result<()> {

@@ -6,9 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use luna_core::engine::Condition;
 use luna_core::process::ExitStatus;
 use luna_core::{Error, Kind, Result};
 use luna_guest::protocol::machine::{Command, GuestUsage, Report, read_frame, write_frame};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::qmp::News;
 
@@ -27,6 +29,37 @@ struct State {
     gone: bool,
     trouble: Option<Trouble>,
     halted: Option<(bool, String)>,
+    /// When the machine last said anything, or had a reason not to.
+    heard: Option<Instant>,
+    silent: bool,
+    /// What was told of it last.
+    told: Plight,
+    /// It was killed on purpose while all was well.
+    killed: bool,
+}
+
+/// How a machine gets on, as it is told of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Plight {
+    #[default]
+    Well,
+    Halted(bool, String),
+    Silent,
+}
+
+impl State {
+    fn plight(&self) -> Plight {
+        match &self.halted {
+            Some((full, reason)) => Plight::Halted(*full, reason.clone()),
+            None if self.silent => Plight::Silent,
+            None => Plight::Well,
+        }
+    }
+
+    fn answered(&mut self) {
+        self.heard = Some(Instant::now());
+        self.silent = false;
+    }
 }
 
 /// Why a machine cannot go on; the first that was heard of.
@@ -81,6 +114,7 @@ impl Reports {
                         });
                         return;
                     };
+                    heard.change(State::answered);
                     heard.change(|state| match report {
                         Report::Ended { status, usage } => state.ended = Some((status, usage)),
                         _ if state.late > 0 => state.late -= 1,
@@ -160,6 +194,13 @@ impl Reports {
         if self.ended().is_some() || self.state().gone {
             return Ok(None);
         }
+        let unanswered = |why: String| Error::new(Kind::TimedOut, "cannot hear from the guest").because(why);
+        // More would fill the port, and then nobody could ask.
+        if self.state().late >= MOST_ANSWERS {
+            return Err(unanswered(format!(
+                "its first process has {MOST_ANSWERS} questions to answer already"
+            )));
+        }
         if write_frame(&mut &self.0.port, &command).is_err() {
             return Ok(None);
         }
@@ -174,7 +215,7 @@ impl Reports {
         });
         heard.ok_or_else(|| {
             self.change(|state| state.late += 1);
-            Error::new(Kind::TimedOut, "cannot hear from the guest").because(format!(
+            unanswered(format!(
                 "its first process has not answered for {} s",
                 patience.as_secs()
             ))
@@ -194,9 +235,86 @@ impl Reports {
         .flatten()
     }
 
-    /// Whether QEMU has closed the machine's port, which it does by ending.
+    /// Waits for the end of the machine; true when it is alive after that time.
+    pub(crate) fn lives_on(&self, time: Duration) -> bool {
+        let over = |state: &mut State| (state.gone || state.ended.is_some()).then_some(());
+        self.wait_for(Some(Instant::now() + time), over).is_none()
+    }
+
+    /// Waits until everything inside has ended, or cannot.
+    pub(crate) fn await_last_word(&self, patience: Duration) {
+        self.wait_for(Some(Instant::now() + patience), |state| {
+            let over =
+                state.ended.is_some() || state.gone || state.trouble.is_some() || state.halted.is_some();
+            over.then_some(())
+        });
+    }
+
+    /// It has a reason to say nothing.
+    pub(crate) fn excuse(&self) {
+        self.change(State::answered);
+    }
+
+    /// Notes whether it has said nothing for longer than `bound`.
+    pub(crate) fn judge(&self, bound: Duration) {
+        self.change(|state| {
+            state.silent = state.heard.is_some_and(|heard| heard.elapsed() >= bound);
+        });
+    }
+
+    /// See `Control::next_condition`.
+    pub(crate) fn next_condition(&self) -> Option<Condition> {
+        let plight = self.wait_for(None, |state| {
+            if state.gone || state.ended.is_some() {
+                return Some(None);
+            }
+            let plight = state.plight();
+            (plight != state.told).then(|| {
+                state.told = plight.clone();
+                Some(plight)
+            })
+        });
+        Some(match plight?? {
+            Plight::Well => Condition::Well,
+            Plight::Halted(full, reason) => Condition::Halted(halted(full, reason)),
+            Plight::Silent => Condition::Silent(
+                Error::new(Kind::TimedOut, "cannot hear from the guest")
+                    .because("its first process does not answer")
+                    .hint("it is left running, since it may come back; `luna kill` ends it"),
+            ),
+        })
+    }
+
+    /// Whether a refused write halts it again before `time` is over.
+    pub(crate) fn halts_again(&self, time: Duration) -> Option<Error> {
+        let (full, reason) = self.wait_for(Some(Instant::now() + time), |state| state.halted.clone())?;
+        Some(halted(full, reason))
+    }
+
+    pub(crate) fn forget_halt(&self) {
+        self.change(|state| state.halted = None);
+    }
+
+    /// The machine is about to be killed on purpose; whatever ended it before stays the reason.
+    pub(crate) fn expect_end(&self) {
+        let mut port = [PollFd::new(&self.0.port, PollFlags::empty())];
+        let closed = rustix::event::poll(
+            &mut port,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        ) != Ok(0);
+        self.change(|state| state.killed |= !closed && !state.gone && state.trouble.is_none());
+    }
+
+    /// Whether QEMU has closed its end.
     pub(crate) fn is_gone(&self) -> bool {
         self.state().gone
+    }
+
+    pub(crate) fn was_killed(&self) -> bool {
+        self.state().killed
     }
 
     pub(crate) fn trouble(&self) -> Option<Trouble> {
@@ -206,5 +324,15 @@ impl Reports {
     /// Why the machine stands still, and whether for want of space.
     pub(crate) fn halted(&self) -> Option<(bool, String)> {
         self.state().halted.clone()
+    }
+}
+
+/// A machine that can go on once there is room for what it writes.
+fn halted(full: bool, reason: String) -> Error {
+    let error = Error::new(Kind::Exhausted, "cannot write to the machine's disk").because(reason);
+    if full {
+        error.hint("free some space on the host, then `luna unpause` lets it go on")
+    } else {
+        error.hint("see to the host's disk, then `luna unpause` lets it go on")
     }
 }

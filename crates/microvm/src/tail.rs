@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// Bytes kept.
 const MOST: usize = 16 << 10;
@@ -11,7 +12,14 @@ const STACK: usize = 64 << 10;
 
 /// What was heard last. Clones hear the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub(crate) struct Tail(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    kept: Mutex<VecDeque<u8>>,
+    ended: Mutex<bool>,
+    end: Condvar,
+}
 
 impl Tail {
     /// Reads `source` to its end on a thread of its own.
@@ -26,20 +34,28 @@ impl Tail {
                 while let Ok(count @ 1..) = source.read(&mut piece) {
                     kept.keep(&piece[..count]);
                 }
+                *kept.0.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                kept.0.end.notify_all();
             })?;
         Ok(tail)
     }
 
     fn keep(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(bytes);
         let beyond = kept.len().saturating_sub(MOST);
         kept.drain(..beyond);
     }
 
+    /// Waits until everything was heard, for at most `time`.
+    pub(crate) fn await_end(&self, time: Duration) {
+        let ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.end.wait_timeout_while(ended, time, |ended| !*ended));
+    }
+
     /// Its last lines, printable; hostile text must not reach a terminal raw.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = kept.iter().copied().collect();
         String::from_utf8_lossy(&bytes)
             .lines()

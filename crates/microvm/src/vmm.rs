@@ -24,6 +24,9 @@ const VMM: Bytes = Bytes::mebibytes(192);
 /// Host and guest share the processors of the host; a machine with more than this gains little.
 const MOST_PROCESSORS: u32 = 16;
 
+/// Round a QEMU that opens no network of the host's.
+pub(crate) const LANDLOCK: Landlock = Landlock::ReadOnly;
+
 /// One QEMU to be started.
 pub(crate) struct Vmm<'a> {
     pub(crate) id: &'a Id,
@@ -41,7 +44,15 @@ impl Vmm<'_> {
     /// says on its standard error is kept.
     pub(crate) fn launch(self, qemu: &Qemu) -> Result<(Jailed, Tail)> {
         let (errors, stderr) = std::io::pipe().map_err(cannot_connect)?;
-        let jail = luna_jail::launch(luna_jail::Spec {
+        let mut spec = self.spec(qemu)?;
+        spec.program.stdio[2] = Some(stderr.into());
+        let jail = luna_jail::launch(spec).map_err(|error| error.context("cannot start QEMU"))?;
+        let errors = Tail::of("errors", errors).map_err(cannot_connect)?;
+        Ok((jail, errors))
+    }
+
+    fn spec(self, qemu: &Qemu) -> Result<luna_jail::Spec> {
+        Ok(luna_jail::Spec {
             name: self.id.to_string(),
             program: Program {
                 executable: qemu.open()?,
@@ -50,7 +61,7 @@ impl Vmm<'_> {
                     .chain(self.arguments)
                     .collect(),
                 environment: Vec::new(),
-                stdio: [None, None, Some(stderr.into())],
+                stdio: [None, None, None],
                 descriptors: self.descriptors,
             },
             ids: Ids {
@@ -74,10 +85,22 @@ impl Vmm<'_> {
                 ..Defences::default()
             },
         })
-        .map_err(|error| error.context("cannot start QEMU"))?;
-        let errors = Tail::of("errors", errors).map_err(cannot_connect)?;
-        Ok((jail, errors))
     }
+}
+
+/// The jail of a machine's QEMU, QEMU in it with nothing to do: for tests that put a program of their own in its place.
+#[doc(hidden)]
+pub fn jail(id: &Id, ids: IdRange, accelerator: Accelerator) -> Result<luna_jail::Spec> {
+    Vmm {
+        id,
+        ids,
+        accelerator,
+        arguments: Vec::new(),
+        descriptors: Vec::new(),
+        limits: Limits::default(),
+        landlock: LANDLOCK,
+    }
+    .spec(&Qemu::find()?)
 }
 
 /// All files of the host that QEMU sees: its own.

@@ -11,6 +11,7 @@
 //! out, err          bytes from init                    log, then every attached client
 //! server            connections                        one thread per client and request
 //! health            the interval                       an exec
+//! condition         what the wall says of itself       the status, while the sandbox stands still
 //! ports             connections on the host            relays (luna-network)
 //! socket            connections inside                 relays to the host's sockets, where the kernel is not the host's
 //! ```
@@ -18,6 +19,7 @@
 
 mod bundle;
 mod clients;
+mod condition;
 mod hub;
 mod inward;
 mod isolation;
@@ -64,6 +66,8 @@ pub(crate) const STACK: usize = 128 << 10;
 const FAREWELL: Duration = Duration::from_secs(2);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// How long a guest may take to write out what it holds.
+pub(crate) const SETTLE: Duration = Duration::from_secs(120);
 /// A program that ran this long starts the delays anew.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -398,6 +402,9 @@ impl Keeper<'_> {
     /// From started to ended; the wall and everything behind it is gone when this returns.
     fn live(&self, life: Life) -> Ended {
         let health = health::watch(&self.shared, &self.record);
+        if let Ok(running) = self.shared.running() {
+            condition::watch(&self.shared, running.control);
+        }
         let Outcome {
             status,
             out_of_memory,
@@ -405,7 +412,10 @@ impl Keeper<'_> {
             Life::Program { instance, child } => self.live_program(instance, child),
             Life::System { system, console } => self.live_system(system, console),
         };
-        self.shared.update(|live| live.running = None);
+        self.shared.update(|live| {
+            live.running = None;
+            live.settling = false;
+        });
         drop(health);
         if out_of_memory {
             events::record(self.layout, &self.record, Action::Oom);
@@ -429,7 +439,7 @@ impl Keeper<'_> {
         }
     }
 
-    fn live_program(&self, instance: Box<dyn Instance>, child: Child) -> Outcome {
+    fn live_program(&self, mut instance: Box<dyn Instance>, child: Child) -> Outcome {
         let handle = child.handle();
         let Child { stdout, stderr, .. } = child;
         // What stderr has waits its turn on a thread of its own; stdout is carried by this one.
@@ -440,6 +450,10 @@ impl Keeper<'_> {
         }
         let waited = handle.wait();
         self.silence();
+        if waited.is_ok() && !self.vanishes() {
+            self.shared.update(|live| live.settling = true);
+            instance.settle(SETTLE);
+        }
         let out_of_memory = ran_out_of_memory(&*instance.control());
         let end = tear_down(instance);
         Outcome {
@@ -464,6 +478,11 @@ impl Keeper<'_> {
     fn silence(&self) {
         self.shared.log(log::Writer::finish);
         self.shared.set_stdin(None);
+    }
+
+    /// Whether nothing that is written in it outlives it.
+    fn vanishes(&self) -> bool {
+        self.record.spec.remove && self.record.mounts.is_empty()
     }
 
     fn pump(&self, source: Source, stream: StreamReader) -> Option<thread::JoinHandle<()>> {

@@ -78,6 +78,7 @@ fn word(action: &Action) -> &'static str {
         Action::Rename { .. } => "rename",
         Action::Update => "update",
         Action::Health { .. } => "health_status",
+        Action::Condition { .. } => "condition",
         Action::Destroy => "destroy",
     }
 }
@@ -90,6 +91,7 @@ fn attribute(action: &Action) -> Option<(&'static str, String)> {
         Action::Die { exit_code } => Some(("exitCode", exit_code.to_string())),
         Action::Rename { from } => Some(("oldName", from.clone())),
         Action::Health { status } => Some(("health", status.clone())),
+        Action::Condition { status } => Some(("condition", status.clone())),
         _ => None,
     }
 }

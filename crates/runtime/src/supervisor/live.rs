@@ -3,13 +3,14 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use luna_core::engine::{Control, SystemControl};
+use luna_core::engine::{Control, RootForm, SystemControl};
 use luna_core::process::TerminalSize;
 use luna_core::spec::RestartPolicy;
 use luna_core::{Error, Kind, Result};
 use luna_guest::session::{ChildHandle, Session};
 use luna_network::ports::Inward;
 
+use super::SETTLE;
 use super::clients::Clients;
 use super::hub::Hub;
 use crate::control::Ended;
@@ -19,6 +20,10 @@ use crate::record::Status;
 use crate::sandbox::{self, Sandbox};
 use crate::signal;
 
+/// Takes up room for a status.
+const RESERVE: &str = "reserve";
+const RESERVED: usize = 64 << 10;
+
 /// The mutable part, behind one lock.
 pub(crate) struct Live {
     pub(crate) status: Status,
@@ -27,6 +32,8 @@ pub(crate) struct Live {
     /// Somebody sent `SIGKILL` through us, so an end without an exit status is no surprise.
     killed: bool,
     ended: Option<Ended>,
+    /// The main process has ended and what it wrote is on its way to the disk.
+    pub(crate) settling: bool,
 }
 
 /// The way to what runs at this moment.
@@ -108,6 +115,7 @@ impl Shared {
                 running: None,
                 killed: false,
                 ended: None,
+                settling: false,
             }),
             changed: Condvar::new(),
             log: Mutex::new(log),
@@ -124,10 +132,24 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Writes the status as it is.
+    /// Writes the status as it is. Room for it on a disk that is full was kept beforehand where a full disk halts the sandbox,
+    /// which the status has to tell.
     pub(crate) fn try_store(&self) -> Result<()> {
         let live = lock(&self.live);
-        sandbox::store_status(self.sandbox.directory(), &live.status)
+        let directory = self.sandbox.directory();
+        let stored = sandbox::store_status(directory, &live.status);
+        if self.sandbox.record.decision.engine.root == RootForm::Tree {
+            return stored;
+        }
+        let reserve = directory.join(RESERVE);
+        if stored.is_ok() {
+            if !reserve.exists() {
+                let _ = std::fs::write(&reserve, vec![0; RESERVED]);
+            }
+            return stored;
+        }
+        let _ = std::fs::remove_file(&reserve);
+        sandbox::store_status(directory, &live.status)
     }
 
     /// Writes the status as it is. A disk that is full by now must not end a sandbox: the lock still tells that it runs.
@@ -224,11 +246,13 @@ impl Shared {
         }
     }
 
-    /// Waits until this life of the main process is over, restart or not; true if it is within `bound`.
+    /// Waits until this life of the main process is over, restart or not; true if it is within `bound`, or within the time to
+    /// write everything out where no more than that is left to do.
     pub(crate) fn gone_within(&self, bound: Duration) -> bool {
         let until = Instant::now() + bound;
         let mut live = lock(&self.live);
         while live.running.is_some() {
+            let until = if live.settling { until + SETTLE } else { until };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

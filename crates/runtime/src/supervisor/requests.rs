@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::STACK;
 use super::hub::Watcher;
 use super::isolation;
-use super::live::{Inside, Shared};
+use super::live::{Inside, Running, Shared};
 use crate::control::frame::{self, FrameKind};
 use crate::control::{Attach, Ended, Request};
 use crate::record::State;
@@ -148,11 +148,16 @@ fn refuse_paused(shared: &Shared) -> Result<()> {
         return Ok(());
     }
     let name = &shared.sandbox.record.name;
-    Err(Error::new(
+    let error = Error::new(
         Kind::Conflict,
         format!("cannot reach into `{name}`: it is paused"),
-    )
-    .hint(format!("let it go on with `luna unpause {name}`")))
+    );
+    // One that was halted says by what.
+    let error = match shared.look(|live| live.status.error.clone()) {
+        Some(report) => error.because(Error::from(report)),
+        None => error,
+    };
+    Err(error.hint(format!("let it go on with `luna unpause {name}`")))
 }
 
 /// `luna kill`: any signal; `SIGKILL` also keeps the restart policy from acting, as docker does.
@@ -182,7 +187,7 @@ fn destroy(shared: &Shared) -> Result<()> {
         let _ = running.control.resume();
     } else {
         // It may have ended by itself this moment; then its exit is on its way.
-        let _ = running.inside.signal(signal::KILL);
+        post(&running, signal::KILL);
     }
     if shared.gone_within(AFTER_KILL) {
         return Ok(());
@@ -190,6 +195,16 @@ fn destroy(shared: &Shared) -> Result<()> {
     // Nothing dies while a client does not read what was printed before.
     shared.hub.drop_all();
     running.control.kill()
+}
+
+/// Signals the main process without waiting for init's answer: init may hang with its machine.
+fn post(running: &Running, number: u8) -> bool {
+    let inside = running.inside.clone();
+    thread::Builder::new()
+        .name("signal".to_owned())
+        .stack_size(STACK)
+        .spawn(move || drop(inside.signal(number)))
+        .is_ok()
 }
 
 fn stop(shared: &Shared, signal: Option<u8>, grace: Option<Duration>) -> Result<Ended> {
@@ -202,7 +217,7 @@ fn stop(shared: &Shared, signal: Option<u8>, grace: Option<Duration>) -> Result<
             running.control.resume()?;
             settle(shared, State::Running, Action::Unpause);
         }
-        let asked = number != signal::KILL && running.inside.signal(number).is_ok();
+        let asked = number != signal::KILL && post(&running, number);
         if !asked || !shared.gone_within(grace) {
             destroy(shared)?;
         }

@@ -6,8 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use luna_core::engine::{Bundle, Control, Engine, EngineProfile, Instance, Outside, RootForm, Usage, Wall};
+use luna_core::engine::{
+    Bundle, Condition, Control, Engine, EngineProfile, Instance, Outside, RootForm, Usage, Wall,
+};
 use luna_core::host::EngineReport;
 use luna_core::name::Id;
 use luna_core::process::ExitStatus;
@@ -169,6 +172,8 @@ impl Instance for Ordinary {
         self.channel.take().ok_or_else(|| fault("give it twice"))
     }
 
+    fn settle(&mut self, _: Duration) {}
+
     fn wait(&mut self) -> Result<ExitStatus> {
         if let Some(init) = &mut self.init {
             let _ = init.wait();
@@ -224,5 +229,9 @@ impl Control for Remote {
 
     fn outside(&self) -> Result<Outside> {
         Err(fault("look at it"))
+    }
+
+    fn next_condition(&self) -> Option<Condition> {
+        None
     }
 }
