@@ -456,7 +456,8 @@ impl Running {
             return vmm::halted(full, reason);
         }
         if trouble == Some(Trouble::VolumeGone) {
-            return Error::new(Kind::Unavailable, "cannot go on: a volume is gone")
+            // Nobody's loss that another boot could make good: something ended it.
+            return Error::new(Kind::Interrupted, "cannot go on: a volume is gone")
                 .because("the process that served it has ended, and with it the machine");
         }
         if trouble == Some(Trouble::Garbage) {

@@ -24,6 +24,8 @@ const VMM: Bytes = Bytes::mebibytes(192);
 /// Host and guest share the processors of the host; a machine with more than this gains little.
 const MOST_PROCESSORS: u32 = 16;
 
+/// A thread for each virtual processor, up to 64 that wait for disks, and a few.
+const THREADS: u32 = 256;
 /// Round a QEMU that opens no network of the host's.
 pub(crate) const LANDLOCK: Landlock = Landlock::ReadOnly;
 
@@ -74,7 +76,10 @@ impl Vmm<'_> {
             mounts: mounts(qemu, self.accelerator),
             shared_memory: Bytes::mebibytes(1),
             network: Network::Own,
-            limits: self.limits,
+            limits: Limits {
+                default_pids: self.limits.pids.is_none().then_some(THREADS),
+                ..self.limits
+            },
             rlimits: Vec::new(),
             security_labels: SecurityLabels::default(),
             defences: Defences {

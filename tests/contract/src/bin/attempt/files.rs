@@ -39,6 +39,7 @@ pub(crate) fn attempt(name: &str, arguments: &[&str]) -> Option<Outcome> {
         ("block-device", [major, minor]) => device("block", major, minor),
         ("character-device", [major, minor]) => device("character", major, minor),
         ("open-device", [path]) => open_device(path),
+        ("devices", []) => devices(),
         ("file-handle", [handle, mount, content]) => file_handle(handle, mount, content),
         ("leave-chroot", [path, content]) => leave_chroot(path, content),
         ("make-handle", [path]) => make_handle(path),
@@ -156,6 +157,24 @@ fn device(kind: &str, major: &str, minor: &str) -> Outcome {
         }
     }
     last
+}
+
+/// The names of all device nodes in `/dev`.
+fn devices() -> Outcome {
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/dev")? {
+        let entry = entry?;
+        // A node may be mounted over an ordinary file.
+        let Ok(status) = fs::metadata(entry.path()) else {
+            continue;
+        };
+        let kind = status.file_type();
+        if kind.is_char_device() || kind.is_block_device() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names.join(" "))
 }
 
 fn open_device(path: &str) -> Outcome {

@@ -48,9 +48,20 @@ pub(crate) fn attempt(name: &str, arguments: &[&str]) -> Option<Outcome> {
             .and_then(|terminal| sys::type_into(terminal, b'x'))
             .map(|()| had("typed")),
         ("old-door", []) => reached(sys::through_the_old_door(), &[libc::EFAULT, libc::EINVAL]),
+        ("run-guest", []) => run_guest(),
         ("closed-calls", calls) => closed_calls(calls),
         _ => return None,
     })
+}
+
+/// The probe's guest, in 64-bit mode on a virtual processor; how fast it went is no matter.
+fn run_guest() -> Outcome {
+    let checks = luna_microvm::probe::kvm();
+    let told: Vec<_> = checks.iter().map(|check| check.detail.as_str()).collect();
+    match told.last() {
+        Some(detail) if detail.contains(" rounds in ") && !detail.contains(": 0 of ") => Ok(told.join("; ")),
+        _ => refused(&told.join("; ")),
+    }
 }
 
 fn host_key(name: &str, content: &str) -> Outcome {
