@@ -50,7 +50,7 @@ const SETUP: Duration = Duration::from_secs(120);
 /// How long the guest may take to count.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How soon a machine halts again after it was let go on, where nothing has changed.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_secs(3);
 const KILL: u8 = 9;
 /// How long the last words of a QEMU that is gone may take to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(500);

@@ -23,7 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use luna_core::engine::{
-    Accelerator, Control, DiskFormat, Outside, System, SystemBundle, SystemControl, SystemDisk, Usage,
+    Accelerator, Condition, Control, DiskFormat, Outside, System, SystemBundle, SystemControl, SystemDisk,
+    Usage,
 };
 use luna_core::process::ExitStatus;
 use luna_core::spec::Resources;
@@ -348,5 +349,10 @@ impl Control for Remote {
 
     fn outside(&self) -> Result<Outside> {
         self.jail.outside()
+    }
+
+    /// A halt is told by whoever resumes it; no init is there to fall silent.
+    fn next_condition(&self) -> Option<Condition> {
+        None
     }
 }
