@@ -21,7 +21,8 @@ up: ## from a fresh machine to Luna's desktop, and its URL
 test: ## install what the tests need and run all of them
 	@scripts/test
 
-test-hosts: build ## what takes other machines than this one, emulated: exported disks; an hour
+test-hosts: build ## what takes other hosts than this one, emulated: Debian 12 with systemd; exported disks; an hour
+	@scripts/test-hosts
 	@scripts/export-test
 
 build: ## luna, luna-init, luna-virtiofs and luna-workspace in release
