@@ -69,7 +69,31 @@ impl Stage {
 pub(super) fn probe() -> Vec<Check> {
     let begin = Instant::now();
     let answer = sys::ask(ROUNDS, LONGEST, PATIENCE);
-    judge(answer, begin.elapsed())
+    let mut checks = judge(answer, begin.elapsed());
+    checks.extend(for_a_nobody());
+    checks
+}
+
+/// Root's QEMU runs as ids that own nothing, so the device has to be open to all. A user's runs as the user.
+fn for_a_nobody() -> Option<Check> {
+    const ALL_MAY: u32 = 0o006;
+    let begin = Instant::now();
+    if luna_jail::rootless::is_rootless() {
+        return None;
+    }
+    let mode = rustix::fs::stat("/dev/kvm").ok()?.st_mode & 0o777;
+    let open = mode & ALL_MAY == ALL_MAY;
+    Some(Check {
+        name: "kvm device in the jail".to_owned(),
+        outcome: if open { Outcome::Works } else { Outcome::Missing },
+        detail: if open {
+            "open to all".to_owned()
+        } else {
+            format!("QEMU runs as nobody, and the mode of `/dev/kvm` is {mode:03o}")
+        },
+        fix: (!open).then(|| "chmod 0666 /dev/kvm (for good: a udev rule with MODE=\"0666\"), or run Luna as a user of the group kvm".to_owned()),
+        took: begin.elapsed(),
+    })
 }
 
 fn judge(answer: std::io::Result<Option<Answer>>, took: Duration) -> Vec<Check> {

@@ -430,7 +430,8 @@ mod fake {
         let sound = luna.create(Luna::spec("exit 0")).unwrap();
         let broken = luna.create(Luna::spec("exit 0")).unwrap();
         let path = broken.directory().join("sandbox.json");
-        fs::write(&path, "{\"version\":2}").unwrap();
+        // A version that never was.
+        fs::write(&path, "{\"version\":0}").unwrap();
         let (list, errors) = luna.runtime.list().unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!(list[0].record.id, sound.record.id);
