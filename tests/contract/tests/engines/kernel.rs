@@ -26,12 +26,15 @@ pub(crate) fn modules(luna: &Luna) {
         assert_eq!(refused.code(), Some(125), "{refused:?}");
         return;
     }
-    luna.must(&["kernel", "import", &kernel.display().to_string()]);
     let name = kernel
         .file_name()
         .expect("a kernel's directory has a name")
         .to_string_lossy()
         .into_owned();
+    // It may be the one that every test here runs on.
+    if !luna.must(&["kernel", "ls", "--quiet"]).contains(&name) {
+        luna.must(&["kernel", "import", &kernel.display().to_string()]);
+    }
     let loaded = luna.says(&["--privileged", "--kernel", &name], script);
     assert!(loaded.starts_with("dummy "), "{loaded}");
 }
