@@ -430,8 +430,7 @@ mod fake {
         let sound = luna.create(Luna::spec("exit 0")).unwrap();
         let broken = luna.create(Luna::spec("exit 0")).unwrap();
         let path = broken.directory().join("sandbox.json");
-        // A version that never was.
-        fs::write(&path, "{\"version\":0}").unwrap();
+        fs::write(&path, format!("{{\"version\":{}}}", sound.record.version)).unwrap();
         let (list, errors) = luna.runtime.list().unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!(list[0].record.id, sound.record.id);
