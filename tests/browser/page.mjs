@@ -130,7 +130,7 @@ await check("Chromium inside is confined by its own sandbox", async () => {
   const { browser } = await until(async () => {
     const facts = await (await page.request.get(`${origin}/v1/sandbox`)).json();
     return facts.browser.renderers > 0 && facts;
-  }, "a renderer");
+  }, "a renderer", 60_000);
   must(browser.renderers > 0 && browser.confined === browser.renderers, JSON.stringify(browser));
   return `${browser.confined} of ${browser.renderers} renderers`;
 });
