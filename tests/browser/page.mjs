@@ -129,8 +129,8 @@ await check("a click on the badge shows what was measured", async () => {
 await check("Chromium inside is confined by its own sandbox", async () => {
   const { browser } = await until(async () => {
     const facts = await (await page.request.get(`${origin}/v1/sandbox`)).json();
-    return facts.browser.renderers > 0 && facts;
-  }, "a renderer", 60_000);
+    return facts.browser.renderers > 0 && facts.browser.confined === facts.browser.renderers && facts;
+  }, "a confined renderer", 60_000);
   must(browser.renderers > 0 && browser.confined === browser.renderers, JSON.stringify(browser));
   return `${browser.confined} of ${browser.renderers} renderers`;
 });
